@@ -1,0 +1,1 @@
+"""What a person types: the `tritome` command, its senders and its demo."""

@@ -1,0 +1,1 @@
+"""Studies in by DICOM, results out by DICOM; inference on a Triton beside it."""

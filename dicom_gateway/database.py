@@ -1,0 +1,230 @@
+"""The index: tables, engine, the database's own clock. SQLite (WAL) or PostgreSQL.
+
+Ground for every room that keeps something (store, jobs, deliver), like `records`: the
+processes of a gateway meet here and in the instance store, nowhere else. Migrations are
+alembic's, under `migrations/`; `open_database` brings an older database up to date.
+
+Times are seconds since the epoch by the database's clock (`now_s`), so that two hosts
+whose clocks differ still agree on leases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.ext.compiler
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from dicom_gateway.errors import DatabaseUnavailable
+
+metadata = sa.MetaData()
+
+instances = sa.Table(
+    "instances",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("sop_instance_uid", sa.String(64), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False),
+    sa.Column("transfer_syntax_uid", sa.String(64), nullable=False),
+    sa.Column("series_instance_uid", sa.String(64), nullable=False),
+    sa.Column("study_instance_uid", sa.String(64), nullable=False),
+    sa.Column("modality", sa.String(16), nullable=False),
+    sa.Column("path", sa.Text, nullable=False),  # relative to the store's folder
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("conflicts", sa.Boolean, nullable=False, default=False),
+    sa.Column("received_at_s", sa.Double, nullable=False),
+    sa.UniqueConstraint("sop_instance_uid", "sha256"),
+    sa.Index("ix_instances_series", "series_instance_uid"),
+)
+
+# Which instance came to which called AE title: the same series may be sent to two.
+arrivals = sa.Table(
+    "arrivals",
+    metadata,
+    sa.Column("instance_id", sa.ForeignKey("instances.id"), primary_key=True),
+    sa.Column("called_ae_title", sa.String(16), primary_key=True),
+    sa.Column("calling_ae_title", sa.String(16), nullable=False),
+    sa.Column("association_id", sa.String(32), nullable=False),
+    sa.Column("received_at_s", sa.Double, nullable=False),
+)
+
+series = sa.Table(
+    "series",
+    metadata,
+    sa.Column("series_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("called_ae_title", sa.String(16), primary_key=True),
+    sa.Column("calling_ae_title", sa.String(16), nullable=False),
+    sa.Column("study_instance_uid", sa.String(64), nullable=False),
+    sa.Column("modality", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # SeriesState
+    sa.Column("reasons", sa.Text, nullable=False, default=""),  # why it was so decided
+    sa.Column("last_association_id", sa.String(32), nullable=False),
+    sa.Column("last_arrival_at_s", sa.Double, nullable=False),
+    sa.Column("released_at_s", sa.Double),  # the last association ended
+    sa.Index("ix_series_state", "state"),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("job_id", sa.String(32), primary_key=True),
+    sa.Column("unique_key", sa.String(64), nullable=False, unique=True),
+    sa.Column("pipeline", sa.String(128), nullable=False),
+    sa.Column("called_ae_title", sa.String(16), nullable=False),
+    sa.Column("calling_ae_title", sa.String(16), nullable=False),
+    sa.Column("study_instance_uid", sa.String(64), nullable=False),
+    sa.Column("series_instance_uid", sa.String(64), nullable=False),
+    sa.Column("destinations", sa.JSON, nullable=False),
+    sa.Column("priority", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("fence", sa.Integer, nullable=False, default=0),
+    sa.Column("lease_owner", sa.String(128)),
+    sa.Column("lease_until_s", sa.Double),
+    sa.Column("created_at_s", sa.Double, nullable=False),
+    sa.Column("not_before_s", sa.Double, nullable=False),
+    sa.Column("started_at_s", sa.Double),
+    sa.Column("finished_at_s", sa.Double),
+    sa.Column("failure_code", sa.String(64)),
+    sa.Column("failure_reason", sa.Text),
+    sa.Index("ix_jobs_claim", "state", "priority", "created_at_s"),
+)
+
+# The exact instances a job was made from: a late one makes a new job.
+job_instances = sa.Table(
+    "job_instances",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.job_id"), primary_key=True),
+    sa.Column("instance_id", sa.ForeignKey("instances.id"), primary_key=True),
+)
+
+job_events = sa.Table(
+    "job_events",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("job_id", sa.ForeignKey("jobs.job_id"), nullable=False),
+    sa.Column("at_s", sa.Double, nullable=False),
+    sa.Column("stage", sa.String(32), nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("duration_s", sa.Double),
+    sa.Index("ix_job_events_job", "job_id"),
+)
+
+results = sa.Table(
+    "results",
+    metadata,
+    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False),
+    sa.Column("job_id", sa.ForeignKey("jobs.job_id"), nullable=False),
+    sa.Column("output", sa.String(64), nullable=False),
+    sa.Column("path", sa.Text, nullable=False),  # relative to the store's folder
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Index("ix_results_job", "job_id"),
+)
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("job_id", sa.ForeignKey("jobs.job_id"), nullable=False),
+    sa.Column("sop_instance_uid", sa.ForeignKey("results.sop_instance_uid"), nullable=False),
+    sa.Column("destination", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("created_at_s", sa.Double, nullable=False),
+    sa.Column("not_before_s", sa.Double, nullable=False),
+    sa.Column("delivered_at_s", sa.Double),
+    sa.Column("last_error", sa.Text),
+    sa.UniqueConstraint("sop_instance_uid", "destination"),
+    sa.Index("ix_deliveries_due", "destination", "state", "not_before_s"),
+)
+
+
+class now_s(sa.sql.functions.FunctionElement[float]):  # noqa: N801 - reads as a SQL function
+    """The database's clock: seconds since the epoch, with fractions."""
+
+    type = sa.Double()
+    inherit_cache = True
+
+
+@sa.ext.compiler.compiles(now_s, "sqlite")
+def _now_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@sa.ext.compiler.compiles(now_s, "postgresql")
+def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    # clock_timestamp, not now(): the latter stands still within a transaction.
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+def open_database(url: str) -> sa.Engine:
+    """Connects, migrates to the newest schema, and returns the engine.
+
+    SQLite runs in WAL mode with synchronous=FULL: a committed row survives a power cut,
+    which the promise behind 0x0000 needs.
+
+    Raises:
+        DatabaseUnavailable: the database can't be opened or migrated.
+    """
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        # One writer at a time: take the write lock when a transaction begins, so that two
+        # readers never both try to become the writer (SQLITE_BUSY without a retry).
+        sa.event.listen(engine, "begin", _begin_immediate)
+    try:
+        _migrate(engine)
+    except (DBAPIError, OSError) as error:
+        msg = f"the index at {parsed.render_as_string(hide_password=True)} can't be opened"
+        raise DatabaseUnavailable(msg) from error
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver must not begin on its own
+    connection.execute("PRAGMA busy_timeout=30000")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _migrate(engine: sa.Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            # Several processes of one gateway may start at once.
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(74727469)")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction; commits at the end, rolls back on any exception.
+
+    Raises:
+        DatabaseUnavailable: the database is away or stayed locked. Constraint violations
+            pass through as `sqlalchemy.exc.IntegrityError` for the room to interpret.
+    """
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except OperationalError as error:
+        msg = "the index does not answer; it will be tried again"
+        raise DatabaseUnavailable(msg) from error

@@ -1,0 +1,1 @@
+"""Room 8: one outbox per destination; results go out until they are accepted."""

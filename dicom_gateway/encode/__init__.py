@@ -1,0 +1,1 @@
+"""Room 7: masks become DICOM objects that reference their sources."""

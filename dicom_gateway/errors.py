@@ -1,0 +1,172 @@
+"""One tree for everything that can go wrong between the door and the PACS.
+
+    GatewayError
+    ├── Refused      the sender's fault; carries the DICOM status it is answered with
+    │   ├── NotADataSet, BadIdentifier, IdentifierMismatch
+    │   └── OutOfResources   (0xA700: the sender should try again later)
+    ├── Retryable    nobody's fault; the same job will be tried again
+    │   ├── TritonUnavailable
+    │   ├── ArenaFull
+    │   ├── DatabaseUnavailable
+    │   └── DestinationUnavailable
+    └── Permanent    trying again gives the same; a person must look
+        ├── ConfigurationError
+        ├── UnusableSeries       missing_slices, several_orientations, ...
+        ├── BrokenPixelData
+        ├── VolumeTooLarge
+        ├── ContractMismatch
+        ├── InferenceRejected
+        ├── EncodingFailed
+        ├── LeaseLost
+        └── DestinationRefused
+
+Each carries a `code` (stable, snake_case, for machines) and a sentence that says what to
+do next (for people). Neither ever holds a patient attribute: UIDs, numbers and tag names
+only. A room catches the errors of the library it wraps at its edge and raises one of these.
+"""
+
+from __future__ import annotations
+
+
+class GatewayError(Exception):
+    """Something went wrong that the gateway has a name for."""
+
+    code = "gateway_error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class Refused(GatewayError):
+    """The object can't be taken; the sender is told so with `status`.
+
+    Source: PS3.4 B.2.3 (C-STORE response status).
+    """
+
+    code = "refused"
+    status = 0xC000
+
+
+class NotADataSet(Refused):
+    """The bytes don't parse as a data set in the negotiated transfer syntax."""
+
+    code = "not_a_data_set"
+    status = 0xC000
+
+
+class BadIdentifier(Refused):
+    """A UID is missing, longer than 64 characters, or has characters a UID can't have."""
+
+    code = "bad_identifier"
+    status = 0xC000
+
+
+class IdentifierMismatch(Refused):
+    """The data set's SOP Class or Instance UID is not the one in the request."""
+
+    code = "identifier_mismatch"
+    status = 0xA900
+
+
+class OutOfResources(Refused):
+    """The disk is full or past its watermark; the sender should try again later."""
+
+    code = "out_of_resources"
+    status = 0xA700
+
+
+class Retryable(GatewayError):
+    """A passing state of the world; the job waits and is tried again."""
+
+    code = "retryable"
+
+
+class TritonUnavailable(Retryable):
+    """Triton does not answer, or a part of it died."""
+
+    code = "triton_unavailable"
+
+
+class ArenaFull(Retryable):
+    """Other volumes fill the shared-memory arena just now."""
+
+    code = "arena_full"
+
+
+class DatabaseUnavailable(Retryable):
+    """The index does not answer or is locked."""
+
+    code = "database_unavailable"
+
+
+class DestinationUnavailable(Retryable):
+    """The destination can't be reached or says it is out of resources."""
+
+    code = "destination_unavailable"
+
+
+class Permanent(GatewayError):
+    """Trying again gives the same; the job goes to the failed list."""
+
+    code = "permanent"
+
+
+class ConfigurationError(Permanent):
+    """gateway.yaml is wrong; the message names the file, the key and the remedy."""
+
+    code = "configuration_error"
+
+
+class UnusableSeries(Permanent):
+    """The series is no regular volume; `code` says in what way.
+
+    Codes: missing_slices, several_orientations, duplicate_positions, irregular_spacing,
+    gantry_tilt, mixed_geometry, no_geometry, no_pixel_data, too_few_slices,
+    unsupported_object.
+    """
+
+    code = "unusable_series"
+
+
+class BrokenPixelData(Permanent):
+    """Pixel data that can't be decoded, or whose length is not what the header claims."""
+
+    code = "broken_pixel_data"
+
+
+class VolumeTooLarge(Permanent):
+    """The volume doesn't fit into the arena even when that is empty."""
+
+    code = "volume_too_large"
+
+
+class ContractMismatch(Permanent):
+    """The pipeline served by Triton and this gateway don't speak the same contract."""
+
+    code = "contract_mismatch"
+
+
+class InferenceRejected(Permanent):
+    """Triton answered INVALID_ARG: the input's fault."""
+
+    code = "inference_rejected"
+
+
+class EncodingFailed(Permanent):
+    """A result object could not be made from the mask."""
+
+    code = "encoding_failed"
+
+
+class LeaseLost(Permanent):
+    """Another worker has taken the job over; whatever this one made is dropped."""
+
+    code = "lease_lost"
+
+
+class DestinationRefused(Permanent):
+    """The destination answered with a failure that a repetition won't change."""
+
+    code = "destination_refused"

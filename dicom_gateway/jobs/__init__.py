@@ -1,0 +1,1 @@
+"""Room 5: durable jobs with leases and fences; the queue that survives everything."""

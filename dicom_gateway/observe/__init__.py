@@ -1,0 +1,1 @@
+"""Logs without patients, and the health of the processes."""

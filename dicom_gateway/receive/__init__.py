@@ -1,0 +1,1 @@
+"""Room 1: objects come in by C-STORE; what leaves is an `Arrival`."""

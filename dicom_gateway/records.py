@@ -1,0 +1,293 @@
+"""The frozen records that pass from room to room, and the states they go through.
+
+Imports nothing of ours. A record is changed by making a new one
+(`dataclasses.replace`); what survives a crash is in the database, these are its words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One composite object as it came through the door, not yet kept.
+
+    Attributes:
+        encoded_dataset: The data set as received, undecoded, in `transfer_syntax_uid`
+            (PS3.8 P-DATA), without the file meta information.
+        association_id: Opaque, unique for each association.
+    """
+
+    encoded_dataset: bytes
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae_title: str
+    called_ae_title: str
+    association_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One object that is durably kept: bytes, rename and index row are on the disk.
+
+    Attributes:
+        path: Absolute path of the DICOM file (PS3.10) inside the store.
+        sha256: Hex digest of the data set as received.
+        conflicts: True when the same SOP Instance UID was already kept with other bytes;
+            such an instance is set apart and never used for a volume.
+    """
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    modality: str
+    path: Path
+    sha256: str
+    size_bytes: int
+    conflicts: bool = False
+
+
+class SeriesState(StrEnum):
+    """Where a series is on its way from first instance to job."""
+
+    RECEIVING = "receiving"
+    """Instances may still come."""
+    DECIDED = "decided"
+    """Judged complete (or given up waiting); its jobs exist."""
+    IGNORED = "ignored"
+    """No pipeline wants it; kept all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The instances of one series that were sent to one called AE title."""
+
+    series_instance_uid: str
+    study_instance_uid: str
+    modality: str
+    called_ae_title: str
+    calling_ae_title: str
+    instances: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One frame of a volume and the instance it came from."""
+
+    sop_instance_uid: str
+    frame_number: int
+    """1-based (PS3.3 C.7.6.6); 1 for a single-frame instance."""
+    position_lps_mm: tuple[float, float, float]
+    """Image Position (Patient): the centre of the first voxel."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaSpan:
+    """A piece of the shared-memory arena, handed out by offset."""
+
+    region: str
+    """Name under which Triton knows the arena."""
+    offset_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A regular 3-D volume lying in the arena, ready for Triton.
+
+    Attributes:
+        image: Where IMAGE lies: int16 (or float32) [K, J, I], C order; k slice, j row,
+            i column, exactly as DICOM orders them.
+        dtype: "INT16" or "FP32", Triton's datatype of `image`.
+        shape_kji: (K, J, I).
+        rescale: float64 [K, 2]: slope and intercept per slice. The shift of unsigned
+            16-bit data (-32768) is folded into the intercept.
+        affine_lps: float64 [4, 4]: (i, j, k, 1) -> LPS millimetres.
+        slices: K entries in the order of k.
+        headers: One file per slice, in the order of k, for the attributes of the result.
+    """
+
+    image: ArenaSpan
+    dtype: Literal["INT16", "FP32"]
+    shape_kji: tuple[int, int, int]
+    rescale: NDArray[np.float64]
+    affine_lps: NDArray[np.float64]
+    slices: tuple[Slice, ...]
+    headers: tuple[Path, ...]
+    series: Series
+
+
+class JobState(StrEnum):
+    """What a job is doing; every job ends in one of the last three."""
+
+    WAITING = "waiting"
+    """May be claimed once `not_before` has passed."""
+    RUNNING = "running"
+    """Claimed under a lease by one worker."""
+    DELIVERING = "delivering"
+    """Its results are made and durable; the outbox sends them."""
+    DELIVERED = "delivered"
+    """Every destination has accepted every result."""
+    FAILED = "failed"
+    """In the list that a person sees; `tritome jobs retry` starts it again."""
+    CANCELLED = "cancelled"
+    """Ended by a person."""
+
+
+class Priority(StrEnum):
+    """`immediate` goes before all; the others share 6:3:1."""
+
+    IMMEDIATE = "immediate"
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One series (or, later, several) for one pipeline.
+
+    Attributes:
+        job_id: UUID hex. The seed of its results' UIDs.
+        fence: Grows with each claim; a write under an older fence is refused.
+        destinations: Names from the configuration's `scu.destinations`.
+    """
+
+    job_id: str
+    pipeline: str
+    called_ae_title: str
+    calling_ae_title: str
+    study_instance_uid: str
+    series_instance_uid: str
+    priority: Priority
+    state: JobState
+    attempts: int
+    fence: int
+    destinations: tuple[str, ...]
+    created_at_s: float
+    """Seconds since the epoch by the database's clock, as all times here."""
+    not_before_s: float
+    started_at_s: float | None = None
+    finished_at_s: float | None = None
+    failure_code: str | None = None
+    failure_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """One line of a job's story: `tritome jobs show` prints them."""
+
+    job_id: str
+    at_s: float
+    stage: str
+    note: str
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One DICOM object made by a job, durable under `path` before it is announced."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    job_id: str
+    output: str
+    """Name of the ensemble's output it was made from, such as MASK."""
+    path: Path
+    size_bytes: int
+
+
+class DeliveryState(StrEnum):
+    """One result on its way to one destination."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One entry of a destination's outbox."""
+
+    delivery_id: int
+    job_id: str
+    result: Result
+    destination: str
+    state: DeliveryState
+    attempts: int
+    not_before_s: float
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CodedConcept:
+    """A code triplet (PS3.3 Table 8.8-1)."""
+
+    value: str
+    scheme_designator: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One row of the contract's segment table."""
+
+    label: int
+    name: str
+    category: CodedConcept
+    type: CodedConcept
+    type_modifier: CodedConcept | None = None
+    anatomic_region: CodedConcept | None = None
+    colour_rgb: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output of a pipeline, as the contract states it."""
+
+    name: str
+    kind: Literal["labelmap", "scores", "image", "boxes", "points"]
+    datatype: str
+    dims: tuple[int, ...]
+    segments: tuple[Segment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What the gateway needs to know of a pipeline, read from Triton's model config."""
+
+    pipeline: str
+    version: str
+    input_kind: Literal["volume", "image"]
+    modality: str
+    outputs: tuple[Output, ...]
+    peak_bytes_per_voxel: float
+    builder_version: str
+    description: str = ""
+    intended_use: str = ""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Origin of the weights: sha256, licence, source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """The outputs of one request, copied out of the arena.
+
+    Attributes:
+        labelmaps: Output name -> uint8 or uint16 [K, J, I] on the input's grid.
+        duration_s: Wall time from request to response.
+    """
+
+    labelmaps: Mapping[str, NDArray[np.uint8] | NDArray[np.uint16]]
+    duration_s: float

@@ -1,0 +1,1 @@
+"""Room 3: which pipelines a series goes through, and why (or why none)."""

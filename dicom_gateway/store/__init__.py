@@ -1,0 +1,1 @@
+"""Room 2: an `Arrival` is made durable; what leaves is an `Instance`."""

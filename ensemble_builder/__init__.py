@@ -1,0 +1,1 @@
+"""MONAI bundle or pipeline YAML in, NVIDIA Triton ensemble out."""

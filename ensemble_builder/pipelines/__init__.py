@@ -1,0 +1,1 @@
+"""Built-in pipelines: one MONAI bundle per folder."""

@@ -1,0 +1,1 @@
+"""Code that runs inside Triton; each generated model.py names one class from here."""

@@ -1,0 +1,1 @@
+"""Runtimes for the network itself, one file each."""
