@@ -1,0 +1,92 @@
+"""The contract: what a client needs to know of a pipeline, as one JSON document.
+
+The builder writes it into the ensemble's config as the model parameter `contract`; anyone
+reads it through Triton's model-config API. `python -m ensemble_builder.contract` prints its
+JSON Schema. The gateway has a reader of its own and never imports this module.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PARAMETER = "contract"
+"""Name of the model parameter that holds the document."""
+
+SCHEMA_VERSION = 1
+"""Grows when a reader of the version before would misunderstand the document."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Code(_Part):
+    """A code triplet (PS3.3 Table 8.8-1)."""
+
+    value: str = Field(min_length=1, max_length=16)
+    scheme_designator: str = Field(min_length=1, max_length=16)
+    meaning: str = Field(min_length=1, max_length=64)
+
+
+class SegmentRow(_Part):
+    """What one label value means (PS3.3 C.8.20.4)."""
+
+    label: int = Field(ge=1, le=65535)
+    name: str = Field(min_length=1, max_length=64)
+    category: Code
+    type: Code
+    type_modifier: Code | None = None
+    anatomic_region: Code | None = None
+    colour_rgb: tuple[int, int, int] | None = None
+
+
+class InputPart(_Part):
+    """Which images the pipeline takes."""
+
+    kind: Literal["volume", "image"]
+    modality: str
+    """DICOM Modality, such as CT; empty where the bundle doesn't say."""
+
+
+class OutputPart(_Part):
+    """One output tensor of the ensemble."""
+
+    name: str
+    kind: Literal["labelmap", "scores", "image", "boxes", "points"]
+    datatype: str
+    """Triton's word, such as UINT8."""
+    dims: tuple[int, ...]
+    segments: tuple[SegmentRow, ...] = ()
+
+
+class Contract(_Part):
+    """The whole document."""
+
+    schema_version: Literal[1] = 1
+    builder_version: str
+    pipeline: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    version: str
+    description: str = ""
+    intended_use: str = ""
+    input: InputPart
+    outputs: tuple[OutputPart, ...] = Field(min_length=1)
+    peak_bytes_per_voxel: float = Field(gt=0)
+    """Working memory of all steps together for one voxel of the input, an estimate."""
+    weights: dict[str, str]
+    """Where the weights came from: sha256, license, source."""
+
+    def to_json(self) -> str:
+        """The document in its one canonical form (sorted keys, no spaces)."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def main() -> None:
+    """Prints the JSON Schema."""
+    print(json.dumps(Contract.model_json_schema(), indent=2, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Between Triton's tensors and torch: by DLPack, on the device where they are.
+
+Also the one place where errors of the models get Triton's codes: INVALID_ARG is the input's
+fault, INTERNAL is ours. A plain exception would reach the client as a traceback with paths.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+
+LPS_TO_RAS = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))
+"""DICOM counts towards left and posterior, MONAI (as NIfTI) towards right and anterior."""
+
+
+class InputError(ValueError):
+    """The request can't be served as it is; the sentence goes back to the client."""
+
+
+def instance_device(args: dict[str, str]) -> torch.device:
+    """The device Triton gave this instance: KIND_AUTO is a GPU where there is one."""
+    if args["model_instance_kind"] == "GPU" and torch.cuda.is_available():
+        return torch.device(f"cuda:{args['model_instance_device_id']}")
+    return torch.device("cpu")
+
+
+def read(request: Any, name: str, device: torch.device) -> torch.Tensor:
+    """An input tensor as torch sees it, without a copy when it is on `device` already.
+
+    It is the server's memory: never write to it.
+    """
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        msg = f"the input {name} is missing"
+        raise InputError(msg)
+    found: torch.Tensor = torch.utils.dlpack.from_dlpack(tensor.to_dlpack())
+    return found.to(device)
+
+
+def read_text(request: Any, name: str) -> str:
+    """A BYTES tensor of one element as text.
+
+    Raises:
+        InputError: it is missing or has not exactly one element.
+    """
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    values = [] if tensor is None else tensor.as_numpy().reshape(-1).tolist()
+    if len(values) != 1:
+        msg = f"the input {name} must have exactly one element"
+        raise InputError(msg)
+    return bytes(values[0]).decode("utf-8", errors="replace")
+
+
+def tensor_output(name: str, value: torch.Tensor) -> Any:
+    """An output tensor, handed over by DLPack from the device where it is."""
+    plain = value.detach().as_subclass(torch.Tensor).contiguous()
+    return pb_utils.Tensor.from_dlpack(name, plain)
+
+
+def text_output(name: str, value: str) -> Any:
+    """A BYTES tensor of one element."""
+    return pb_utils.Tensor(name, np.array([value.encode("utf-8")], dtype=np.object_))
+
+
+def answer(request: Any, compute: Callable[[Any], list[Any]]) -> Any:
+    """Runs one request to one response; whatever goes wrong becomes an error with a code."""
+    if request.is_cancelled():
+        return _error("the request was cancelled", "CANCELLED")
+    try:
+        with torch.inference_mode():
+            return pb_utils.InferenceResponse(output_tensors=compute(request))
+    except InputError as error:
+        return _error(str(error), "INVALID_ARG")
+    except torch.cuda.OutOfMemoryError:
+        return _error("the GPU has too little free memory for this volume", "UNAVAILABLE")
+    except MemoryError:
+        return _error("this machine has too little free memory for this volume", "UNAVAILABLE")
+    except Exception:
+        logging.getLogger(__name__).exception("a request failed")
+        return _error("the model failed; the server's log has the reason", "INTERNAL")
+
+
+def _error(sentence: str, code: str) -> Any:
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(sentence, getattr(pb_utils.TritonError, code))
+    )

@@ -1,0 +1,145 @@
+"""One run of a tritonserver: its command line, its start, its end, what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ensemble_builder.errors import ServerNotFound
+from ensemble_builder.server.find import FoundServer
+
+STUB_TIMEOUT_S = 120
+"""The first import of torch and MONAI in a stub takes 5 to 13 s, more on a busy machine."""
+
+EXIT_TIMEOUT_S = 30
+_SHM = Path("/dev/shm")  # noqa: S108 - where the python backend keeps its regions
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Loopback ports of one server."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+    @staticmethod
+    def choose(http: int = 0, grpc: int = 0, metrics: int = 0) -> Ports:
+        """Fills in free ports for those given as 0."""
+        held: list[socket.socket] = []
+        try:
+            chosen = []
+            for port in (http, grpc, metrics):
+                probe = socket.socket()
+                held.append(probe)  # kept until all are chosen, so that no two are the same
+                if port == 0:
+                    probe.bind(("127.0.0.1", 0))
+                chosen.append(port or int(probe.getsockname()[1]))
+            return Ports(*chosen)
+        finally:
+            for probe in held:
+                probe.close()
+
+
+class ServerProcess:
+    """A running tritonserver with its stubs; `stop` leaves nothing behind."""
+
+    def __init__(
+        self, found: FoundServer, repository: Path, ports: Ports, log: IO[bytes] | None
+    ) -> None:
+        """Starts it; it is not ready yet."""
+        self._scratch = Path(tempfile.mkdtemp(prefix="tritome-triton-"))
+        # A prefix of its own tells this run's leftovers in /dev/shm from anyone else's.
+        self._prefix = f"tritome_stub_{uuid.uuid4().hex[:12]}_"
+        command = self.command(found, repository, ports)
+        self._process = subprocess.Popen(
+            command,
+            env=os.environ | found.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT if log is not None else None,
+            start_new_session=True,  # Ctrl-C is for us; we end it in order
+        )
+        self.pid = self._process.pid
+
+    def command(self, found: FoundServer, repository: Path, ports: Ports) -> list[str]:
+        """The command line; flags that this server doesn't know are left out."""
+        wanted: list[tuple[str, str]] = [
+            ("--model-repository", str(repository.resolve())),
+            # Explicit mode can load a model again after its stub died.
+            ("--model-control-mode", "explicit"),
+            ("--load-model", "*"),
+            ("--disable-auto-complete-config", ""),
+            ("--http-address", "127.0.0.1"),
+            ("--http-port", str(ports.http)),
+            ("--grpc-address", "127.0.0.1"),
+            ("--grpc-port", str(ports.grpc)),
+            ("--metrics-address", "127.0.0.1"),
+            ("--metrics-port", str(ports.metrics)),
+            ("--exit-timeout-secs", str(EXIT_TIMEOUT_S - 5)),
+            ("--allow-client-shm", "true"),
+            ("--backend-config", f"python,stub-timeout-seconds={STUB_TIMEOUT_S}"),
+            ("--backend-config", f"python,shm-region-prefix-name={self._prefix}"),
+        ]
+        if found.wheel is not None:
+            wanted.append(("--backend-directory", str(_backends(found.wheel, self._scratch))))
+            wanted.append(("--cache-directory", str(found.wheel / "caches")))
+        return [
+            str(found.binary),
+            *(
+                f"{flag}={value}" if value else flag
+                for flag, value in wanted
+                if flag in found.flags
+            ),
+        ]
+
+    def ended(self) -> int | None:
+        """Its exit status, or None while it runs."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """Ends it in order, or by force after a while; clears what it left in /dev/shm."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(EXIT_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self.clear()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self._process.kill()
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes the stubs and the shared memory of a server that has ended."""
+        self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # stubs outlive a killed server for a while
+        for region in _SHM.glob(f"{self._prefix}*"):
+            region.unlink(missing_ok=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _backends(wheel: Path, scratch: Path) -> Path:
+    """The wheel's backends with the stub for this Python where the backend looks for it."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        msg = f"the wheel's tritonserver has no stub for Python {version}; use Python 3.11 or 3.12"
+        raise ServerNotFound(msg)
+    backends = scratch / "backends"
+    shutil.copytree(wheel / "backends", backends)
+    shutil.copy2(stub, backends / "python" / stub.name)
+    return backends

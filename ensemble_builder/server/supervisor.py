@@ -1,0 +1,236 @@
+"""Keeps one tritonserver running: launch, watch, reload a dead model, restart a dead server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+import psutil
+from tritonclient.utils import InferenceServerException
+
+from ensemble_builder.errors import ServerFailed
+from ensemble_builder.server.find import find_tritonserver
+from ensemble_builder.server.heartbeat import Heart
+from ensemble_builder.server.process import Ports, ServerProcess
+
+START_TIMEOUT_S = 240.0
+BEAT_EVERY_S = 5.0
+BEAT_TIMEOUT_S = 120.0
+BUSY_CPU_SHARE = 0.05
+"""A server that used more of one core than this during a late heartbeat is busy, not hung."""
+LONGEST_BACKOFF_S = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+class TritonServer:
+    """A tritonserver on loopback, serving one model repository.
+
+    A context manager: ready on entry, gone on exit with its stubs and shared memory. Between
+    the two it is watched; a dead stub's model is loaded again, a dead or hung server is
+    started again on the same ports.
+    """
+
+    def __init__(
+        self,
+        model_repository: Path,
+        *,
+        http_port: int = 0,
+        grpc_port: int = 0,
+        metrics_port: int = 0,
+        log: Path | None = None,
+        watch: bool = True,
+    ) -> None:
+        """Looks for a tritonserver; starts nothing yet.
+
+        Args:
+            model_repository: Folder that `tritome build` wrote.
+            http_port: 0 chooses a free one; the same for the other two.
+            grpc_port: See `http_port`.
+            metrics_port: See `http_port`.
+            log: File for the server's output; ours where not given.
+            watch: Whether to watch and restart.
+
+        Raises:
+            ServerNotFound: there is no tritonserver on this machine.
+        """
+        self._found = find_tritonserver()
+        self._repository = model_repository
+        self._ports = Ports.choose(http_port, grpc_port, metrics_port)
+        self._log_path = log
+        self._log_file: IO[bytes] | None = None
+        self._watch = watch
+        self._ended = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._process: ServerProcess | None = None
+        self._heart = Heart(self.grpc_url)
+        self.restarts = 0
+        """How often the server was started again."""
+        self.reloads = 0
+        """How often a model was loaded again because its stub died."""
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port of the gRPC service."""
+        return f"127.0.0.1:{self._ports.grpc}"
+
+    @property
+    def http_url(self) -> str:
+        """host:port of the HTTP service."""
+        return f"127.0.0.1:{self._ports.http}"
+
+    @property
+    def metrics_url(self) -> str:
+        """host:port of the metrics page."""
+        return f"127.0.0.1:{self._ports.metrics}"
+
+    @property
+    def origin(self) -> str:
+        """Where the server came from: path, container or wheel."""
+        return self._found.origin
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running tritonserver."""
+        if self._process is None:
+            msg = "the server isn't started"
+            raise ServerFailed(msg)
+        return self._process.pid
+
+    def __enter__(self) -> TritonServer:
+        """Starts the server and waits until a real inference went through."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops it."""
+        self.stop()
+
+    def start(self) -> None:
+        """Starts the server and waits until a real inference went through.
+
+        Raises:
+            ServerFailed: it ends or doesn't get ready; the message holds its last words.
+        """
+        if not any(self._repository.glob("*/config.pbtxt")):
+            msg = f"{self._repository} holds no models; write some with `tritome build lung_ct`"
+            raise ServerFailed(msg)
+        if self._log_path is not None:
+            self._log_file = self._log_path.open("ab")
+        try:
+            self._launch()
+        except BaseException:
+            self._stop_process()
+            raise
+        if self._watch:
+            self._watcher = threading.Thread(target=self._watch_loop, name="triton-watch")
+            self._watcher.start()
+
+    def stop(self) -> None:
+        """Ends the watch and the server."""
+        self._ended.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        self._stop_process()
+        self._heart.close()
+        if self._log_file is not None:
+            self._log_file.close()
+
+    def wait(self) -> None:
+        """Blocks until `stop` is called from elsewhere, such as a signal handler."""
+        while not self._ended.wait(1.0):
+            pass
+
+    def _launch(self) -> None:
+        self._process = ServerProcess(self._found, self._repository, self._ports, self._log_file)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._heart.ready():
+            status = self._process.ended()
+            if status is not None:
+                msg = f"tritonserver ended with status {status} at start{self._last_words()}"
+                raise ServerFailed(msg)
+            if time.monotonic() > deadline:
+                msg = f"tritonserver isn't ready after {START_TIMEOUT_S:.0f} s{self._last_words()}"
+                raise ServerFailed(msg)
+            if self._ended.wait(0.2):
+                return
+        beat = self._heart.beat(START_TIMEOUT_S)
+        if beat.failure is not None:
+            msg = f"tritonserver started, but doesn't compute: {beat.failure}{self._last_words()}"
+            raise ServerFailed(msg)
+        _log.info("tritonserver serves %s", ", ".join(beat.pipelines) or "no pipeline")
+
+    def _watch_loop(self) -> None:
+        backoff_s = 1.0
+        while not self._ended.wait(BEAT_EVERY_S if self._alive() else 0.0):
+            try:
+                if not self._alive():
+                    self._restart("ended by itself")
+                else:
+                    self._check()
+                backoff_s = 1.0
+            except (ServerFailed, InferenceServerException) as error:
+                _log.error("tritonserver can't be brought back yet: %s", error)
+                self._stop_process()
+                self._ended.wait(backoff_s)
+                backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+
+    def _check(self) -> None:
+        before_s, started = self._cpu_s(), time.monotonic()
+        beat = self._heart.beat(BEAT_TIMEOUT_S)
+        if beat.failure is None or self._ended.is_set() or not self._alive():
+            return
+        if beat.timed_out:
+            share = (self._cpu_s() - before_s) / (time.monotonic() - started)
+            if share < BUSY_CPU_SHARE:
+                self._restart(f"no heartbeat within {BEAT_TIMEOUT_S:.0f} s and idle: hung")
+            return
+        if beat.dead_model is None:
+            self._restart(f"the heartbeat failed: {beat.failure}")
+            return
+        _log.warning("the stub of %s died; the model is loaded again", beat.dead_model)
+        try:
+            self._heart.reload(beat.dead_model)
+            self.reloads += 1
+        except InferenceServerException as error:
+            self._restart(f"{beat.dead_model} can't be loaded again: {error.message()}")
+
+    def _restart(self, reason: str) -> None:
+        _log.warning("tritonserver %s; starting it again", reason)
+        self._stop_process(by_force=True)
+        self._launch()
+        self.restarts += 1
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.ended() is None
+
+    def _stop_process(self, *, by_force: bool = False) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if by_force:
+            process.kill()
+        else:
+            process.stop()
+
+    def _cpu_s(self) -> float:
+        """CPU seconds that the server and its stubs have used so far."""
+        total = 0.0
+        try:
+            server = psutil.Process(self.pid)
+            for process in [server, *server.children(recursive=True)]:
+                times = process.cpu_times()
+                total += times.user + times.system
+        except (psutil.Error, ServerFailed):
+            return total
+        return total
+
+    def _last_words(self) -> str:
+        if self._log_path is None:
+            return ""
+        lines = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        telling = [line for line in lines if line.startswith("E") or "rror" in line] or lines
+        return "\n" + "\n".join(telling[-8:])
