@@ -14,7 +14,7 @@ RUNTIMES = ("auto", "torch", "openvino")
 
 
 def build(
-    bundle: str | Path, repository: Path, runtime: str = "auto"
+    bundle: str | Path, repository: Path, runtime: str = "auto", name: str | None = None
 ) -> Iterator[tuple[Model, bool]]:
     """Writes the Triton models that serve a bundle.
 
@@ -23,6 +23,7 @@ def build(
         repository: The model repository's folder; made where it doesn't exist.
         runtime: What computes the network: auto (OpenVINO on a CPU, torch on a GPU), torch
             or openvino.
+        name: The ensemble's name in Triton; the bundle folder's where not given.
 
     Yields:
         Each model written and whether it changed, in the ensemble's order, ensemble last.
@@ -34,4 +35,4 @@ def build(
     if runtime not in RUNTIMES:
         msg = f"runtime '{runtime}' is not one of {', '.join(RUNTIMES)}"
         raise BundleError(msg)
-    yield from write(plan(read_bundle(find_bundle(bundle), runtime)), repository)
+    yield from write(plan(read_bundle(find_bundle(bundle), runtime, name)), repository)

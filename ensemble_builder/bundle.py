@@ -72,12 +72,13 @@ def find_bundle(bundle: str | Path) -> Path:
     raise BundleError(msg)
 
 
-def read_bundle(folder: Path, runtime: str = "auto") -> Bundle:
+def read_bundle(folder: Path, runtime: str = "auto", name: str | None = None) -> Bundle:
     """Reads a bundle and checks that it can be served.
 
     Args:
         folder: The bundle's root.
         runtime: What computes the network: auto, torch or openvino.
+        name: The ensemble's name; made from the folder's where not given.
 
     Raises:
         BundleError: it can't be read or served; names the key and the reason.
@@ -104,7 +105,7 @@ def read_bundle(folder: Path, runtime: str = "auto") -> Bundle:
     image = _first(metadata, "inputs")
     return Bundle(
         folder=folder,
-        name=_model_name(folder.resolve().name),
+        name=_model_name(name or folder.resolve().name),
         version=str(metadata.get("version", "0")),
         recipe=recipe,
         modality=_modality(str(image.get("modality", ""))),

@@ -15,7 +15,6 @@ from monai.utils import SpaceKeys
 
 from ensemble_builder.runtime.recipe import BundleConfig, Recipe
 from ensemble_builder.runtime.tensors import (
-    InputError,
     answer,
     instance_device,
     read,
@@ -23,6 +22,7 @@ from ensemble_builder.runtime.tensors import (
     tensor_output,
 )
 from ensemble_builder.runtime.trace import TraceError, decode_trace
+from ensemble_builder.runtime.volumes import InputError, label_map
 
 
 class Postprocess:
@@ -54,19 +54,3 @@ class Postprocess:
         pred = MetaTensor(y, meta=meta)
         done = self._transforms({self._recipe.image_key: image, self._recipe.pred_key: pred})
         return [tensor_output("MASK", label_map(done[self._recipe.pred_key]))]
-
-
-def label_map(pred: torch.Tensor) -> torch.Tensor:
-    """uint8 [K, J, I] from the postprocessing's [1, I, J, K] label map.
-
-    Raises:
-        RuntimeError: more than one channel, or labels that don't fit.
-    """
-    if pred.ndim != 4 or pred.shape[0] != 1:
-        msg = f"the postprocessing gives {list(pred.shape)}, not a label map [1, I, J, K]"
-        raise RuntimeError(msg)
-    labels = pred.as_subclass(torch.Tensor)[0]
-    if float(labels.min()) < 0 or float(labels.max()) > 255:
-        msg = "the postprocessing gives labels outside 0..255"
-        raise RuntimeError(msg)
-    return labels.to(torch.uint8).permute(2, 1, 0).contiguous()

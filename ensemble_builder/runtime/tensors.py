@@ -14,12 +14,7 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-LPS_TO_RAS = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))
-"""DICOM counts towards left and posterior, MONAI (as NIfTI) towards right and anterior."""
-
-
-class InputError(ValueError):
-    """The request can't be served as it is; the sentence goes back to the client."""
+from ensemble_builder.runtime.volumes import InputError
 
 
 def instance_device(args: dict[str, str]) -> torch.device:

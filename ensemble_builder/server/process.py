@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from ensemble_builder.errors import ServerNotFound
+from ensemble_builder.server import guard as guard_script
 from ensemble_builder.server.find import FoundServer
 
 STUB_TIMEOUT_S = 120
@@ -71,6 +72,8 @@ class ServerProcess:
             start_new_session=True,  # Ctrl-C is for us; we end it in order
         )
         self.pid = self._process.pid
+        guard = [sys.executable, "-I", guard_script.__file__, str(self.pid), self._prefix]
+        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
 
     def command(self, found: FoundServer, repository: Path, ports: Ports) -> list[str]:
         """The command line; flags that this server doesn't know are left out."""
@@ -130,6 +133,8 @@ class ServerProcess:
         for region in _SHM.glob(f"{self._prefix}*"):
             region.unlink(missing_ok=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
+        with contextlib.suppress(BrokenPipeError):
+            self._guard.communicate(b"in order\n")
 
 
 def _backends(wheel: Path, scratch: Path) -> Path:

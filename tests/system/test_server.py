@@ -1,0 +1,162 @@
+"""A real tritonserver under our watch: it starts, it is killed, it comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from ensemble_builder.build import build
+from ensemble_builder.errors import ServerFailed, ServerNotFound
+from ensemble_builder.server import TritonServer, find_tritonserver
+from ensemble_builder.verify import compare, reference, served
+from tests.support.bundles import a_segmentation_bundle
+from tests.support.volumes import an_oblique_volume
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.filterwarnings("ignore::FutureWarning:monai"),
+]
+RECOVERY_S = 150.0
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bundle that computes in a blink."""
+    return a_segmentation_bundle(tmp_path_factory.mktemp("bundles") / "small")
+
+
+@pytest.fixture(scope="module")
+def repository(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, built with eager torch."""
+    folder = tmp_path_factory.mktemp("repository")
+    list(build(bundle, folder, runtime="torch"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A watched server; tests may kill it."""
+    with TritonServer(repository, log=tmp_path_factory.mktemp("log") / "triton.log") as found:
+        yield found
+
+
+def _stub(server: TritonServer, model: str) -> psutil.Process:
+    children = psutil.Process(server.pid).children(recursive=True)
+    return next(p for p in children if f"/{model}/" in " ".join(p.cmdline()))
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)  # a container's init may not reap
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + RECOVERY_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def test_the_served_mask_is_monai_s_to_the_voxel(server: TritonServer, bundle: Path) -> None:
+    """On a rotated, anisotropic volume Triton gives exactly what one process gives."""
+    volume = an_oblique_volume()
+    expected = reference(bundle, volume)
+    parity = compare(expected, served(server.grpc_url, "small", volume))
+    assert parity.different == 0
+    assert len(parity.dice) > 0, "the random network found nothing: the test would prove nothing"
+
+
+def test_a_bad_input_is_the_client_s_fault_and_says_which(server: TritonServer) -> None:
+    """INVALID_ARG with one sentence; no traceback, no path of the server's."""
+    volume = an_oblique_volume()
+    volume.affine_lps[:3, :3] = 0
+    with pytest.raises(InferenceServerException, match="AFFINE doesn't map voxels") as refused:
+        served(server.grpc_url, "small", volume)
+    assert "INVALID_ARGUMENT" in str(refused.value.status())
+    assert "Traceback" not in str(refused.value)
+
+
+def test_a_killed_stub_is_replaced_without_a_hand(server: TritonServer, bundle: Path) -> None:
+    """Triton still calls itself ready; the heartbeat notices and loads the model again."""
+    before, pid = server.reloads, server.pid
+    _stub(server, "small_inferer").kill()
+    _until(lambda: server.reloads > before, "the model wasn't loaded again")
+    volume = an_oblique_volume()
+    assert (
+        compare(reference(bundle, volume), served(server.grpc_url, "small", volume)).different == 0
+    )
+    assert server.pid == pid
+
+
+def test_a_killed_server_is_started_again(server: TritonServer) -> None:
+    """On the same ports, and without its shared memory left behind."""
+    before, pid = server.restarts, server.pid
+    regions = set(Path("/dev/shm").glob("tritome_stub_*"))
+    os.kill(pid, signal.SIGKILL)
+    _until(lambda: server.restarts > before, "the server wasn't started again")
+    client = triton.InferenceServerClient(server.grpc_url)
+    assert client.is_model_ready("small")
+    client.close()
+    assert server.pid != pid
+    assert not regions & set(Path("/dev/shm").glob("tritome_stub_*"))
+
+
+def test_nothing_is_left_when_we_are_killed(repository: Path, tmp_path: Path) -> None:
+    """`kill -9` of the process that watches ends tritonserver and its stubs too."""
+    code = (
+        "import sys, time; from pathlib import Path; from ensemble_builder.server import *\n"
+        "s = TritonServer(Path(sys.argv[1]), log=Path(sys.argv[2])); s.start()\n"
+        "print(s.pid, flush=True); time.sleep(600)"
+    )
+    arguments = [str(repository), str(tmp_path / "triton.log")]
+    ours = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
+    try:
+        assert ours.stdout is not None
+        server = psutil.Process(int(ours.stdout.readline()))
+        family = [server, *server.children(recursive=True)]
+        assert len(family) >= 4
+    finally:
+        ours.kill()
+        ours.wait()
+        ours.stdout.close()
+    _until(lambda: not any(_runs(process) for process in family), "something still runs")
+
+
+def test_an_empty_repository_says_what_to_build(tmp_path: Path) -> None:
+    """The message names the command that fills it."""
+    with pytest.raises(ServerFailed, match="tritome build lung_ct"):
+        TritonServer(tmp_path).start()
+
+
+def test_a_model_that_doesn_t_load_is_told_in_its_own_words(
+    repository: Path, tmp_path: Path
+) -> None:
+    """The error ends with the server's reason, and no process is left."""
+    broken = tmp_path / "repository" / "small_inferer" / "1"
+    broken.mkdir(parents=True)
+    config = repository / "small_inferer" / "config.pbtxt"
+    (broken.parent / "config.pbtxt").write_bytes(config.read_bytes())
+    (broken / "model.py").write_text("raise ImportError('no such thing')\n", encoding="utf-8")
+    server = TritonServer(tmp_path / "repository", log=tmp_path / "triton.log")
+    with pytest.raises(ServerFailed, match="no such thing"):
+        server.start()
+    server.stop()
+
+
+def test_a_server_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRITOME_TRITONSERVER that names something else is told so, at once."""
+    monkeypatch.setenv("TRITOME_TRITONSERVER", "/bin/true")
+    with pytest.raises(ServerNotFound, match="/bin/true is no working tritonserver"):
+        find_tritonserver()

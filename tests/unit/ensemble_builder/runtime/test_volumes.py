@@ -1,0 +1,84 @@
+"""Between the contract's volumes and MONAI's images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ensemble_builder.runtime.volumes import InputError, label_map, monai_image
+
+AFFINE = torch.tensor(
+    [[0.5, 0, 0, -100], [0, 0.6, 0, -90], [0, 0, 3, 40], [0, 0, 0, 1]], dtype=torch.float64
+)
+
+
+def _rescale(k: int, slope: float = 1.0, intercept: float = -1024.0) -> torch.Tensor:
+    return torch.tensor([[slope, intercept]] * k, dtype=torch.float64)
+
+
+def test_a_voxel_keeps_its_value_and_its_place() -> None:
+    """IMAGE[k, j, i] becomes image[i, j, k], at the same millimetres with x and y negated."""
+    stored = torch.arange(2 * 3 * 4, dtype=torch.int16).reshape(2, 3, 4)
+    image = monai_image(stored, _rescale(2), AFFINE)
+    assert image.shape == (4, 3, 2)
+    assert float(image[3, 1, 1]) == float(stored[1, 1, 3]) - 1024
+    place_lps = AFFINE @ torch.tensor([3, 1, 1, 1], dtype=torch.float64)
+    place_ras = image.affine @ torch.tensor([3, 1, 1, 1], dtype=torch.float64)
+    assert torch.equal(place_ras, place_lps * torch.tensor([-1, -1, 1, 1], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.1, 2.5, 1000.0])
+def test_rescaling_rounds_once(slope: float) -> None:
+    """Values are float64 arithmetic rounded to float32, whichever way is taken (C.11.1)."""
+    rng = np.random.default_rng(1)
+    stored = rng.integers(-32768, 32767, (3, 5, 6), dtype=np.int16)
+    expected = (stored.astype(np.float64) * slope - 1024.0).astype(np.float32)
+    image = monai_image(torch.from_numpy(stored), _rescale(3, slope), AFFINE)
+    assert np.array_equal(expected, image.as_tensor().permute(2, 1, 0).numpy())
+
+
+def test_each_slice_has_its_own_rescale() -> None:
+    """Slope and intercept of slice k apply to slice k only."""
+    stored = torch.ones(2, 2, 2, dtype=torch.int16)
+    rescale = torch.tensor([[2.0, 0.0], [3.0, 10.0]], dtype=torch.float64)
+    image = monai_image(stored, rescale, AFFINE)
+    assert image[..., 0].unique().tolist() == [2.0]
+    assert image[..., 1].unique().tolist() == [13.0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "rescale", "affine", "word"),
+    [
+        ((2, 2), _rescale(2), AFFINE, "IMAGE"),
+        ((0, 2, 2), _rescale(0), AFFINE, "IMAGE"),
+        ((2, 2, 2), _rescale(3), AFFINE, "RESCALE"),
+        ((2, 2, 2), _rescale(2, float("nan")), AFFINE, "RESCALE"),
+        ((2, 2, 2), _rescale(2), torch.zeros(4, 4, dtype=torch.float64), "AFFINE"),
+        ((2, 2, 2), _rescale(2), AFFINE * float("inf"), "AFFINE"),
+        ((2, 2, 2), _rescale(2), AFFINE.T, "AFFINE"),
+    ],
+)
+def test_what_is_no_volume_is_refused_by_the_tensor_s_name(
+    shape: tuple[int, ...], rescale: torch.Tensor, affine: torch.Tensor, word: str
+) -> None:
+    """An input that can't be a volume is the client's fault, named by its tensor."""
+    with pytest.raises(InputError, match=word):
+        monai_image(torch.ones(shape, dtype=torch.int16), rescale, affine)
+
+
+def test_a_label_map_goes_back_to_slices() -> None:
+    """[1, I, J, K] labels become uint8 [K, J, I]."""
+    labels = torch.zeros(1, 4, 3, 2)
+    labels[0, 3, 1, 0] = 7
+    mask = label_map(labels)
+    assert mask.dtype == torch.uint8
+    assert mask.shape == (2, 3, 4)
+    assert mask.nonzero().tolist() == [[0, 1, 3]]
+
+
+@pytest.mark.parametrize("pred", [torch.zeros(2, 4, 3, 2), torch.full((1, 2, 2, 2), 300.0)])
+def test_what_is_no_label_map_is_refused(pred: torch.Tensor) -> None:
+    """Two channels, or labels past 255, are a fault of the bundle, not a wrong mask."""
+    with pytest.raises(RuntimeError, match="postprocessing"):
+        label_map(pred)
