@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,16 @@ def _ae_title(value: str) -> str:
     return value
 
 
+def _ip_address(value: str) -> str:
+    try:
+        return str(ip_address(value))
+    except ValueError as error:
+        msg = "write an IP address such as 10.0.0.5, not a host name"
+        raise ValueError(msg) from error
+
+
 AETitle = Annotated[str, AfterValidator(_ae_title)]
+IPAddress = Annotated[str, AfterValidator(_ip_address)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -48,7 +58,7 @@ class Source(Section):
     """A peer that may send to us."""
 
     ae_title: AETitle
-    host_ip: str | None = None
+    host_ip: IPAddress | None = None
     """Only from this address, where given."""
 
 
@@ -217,13 +227,19 @@ def load_settings(path: Path) -> GatewaySettings:
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
+    places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors():
+        loc = problem["loc"]
+        if problem["type"] == "too_short" and any(p[: len(loc)] == loc != p for p in places):
+            continue  # it only lacks the entry that the other line complains of
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             key = str(problem["loc"][-1])
             near = difflib.get_close_matches(key, sorted(_all_keys(GatewaySettings)), n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             yield f"{place}: unknown key{hint}"
+        elif problem["type"] == "too_short":
+            yield f"{place}: list at least one"
         else:
             yield f"{place or 'gateway.yaml'}: {problem['msg'].removeprefix('Value error, ')}"
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from monai.transforms import Invertd
+from pydantic import ValidationError
 
 from ensemble_builder.contract import Code, SegmentRow
 from ensemble_builder.errors import BundleError
@@ -209,6 +210,11 @@ def _segments(metadata: dict[str, Any], name: str) -> tuple[SegmentRow, ...]:
             for label, text in rows
             if label > 0
         )
+    except ValidationError as error:
+        found = error.errors()[0]
+        place = ".".join(str(part) for part in found["loc"])
+        msg = f"{name}: configs/metadata.json: a row of segments: {place}: {found['msg']}"
+        raise BundleError(msg) from error
     except (TypeError, ValueError) as error:
-        msg = f"{name}: configs/metadata.json: the segments can't be read: {error}"
+        msg = f"{name}: configs/metadata.json: channel_def can't be read: {error}"
         raise BundleError(msg) from error

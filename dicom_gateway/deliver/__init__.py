@@ -1,1 +1,6 @@
 """Room 8: one outbox per destination; results go out until they are accepted."""
+
+from dicom_gateway.deliver.entries import Entries
+from dicom_gateway.deliver.outbox import Outbox
+
+__all__ = ["Entries", "Outbox"]

@@ -1,1 +1,5 @@
-"""Room 1: objects come in by C-STORE; what leaves is an `Arrival`."""
+"""Room 1: the door. C-ECHO and C-STORE, behind limits on who and how much."""
+
+from dicom_gateway.receive.scp import Receiver
+
+__all__ = ["Receiver"]

@@ -1,1 +1,6 @@
-"""Room 2: an `Arrival` is made durable; what leaves is an `Instance`."""
+"""Room 2: instances on the disk and in the index, before anybody is told so."""
+
+from dicom_gateway.store.instances import InstanceStore
+from dicom_gateway.store.series_index import IgnoredSeries, OpenSeries, SeriesIndex
+
+__all__ = ["IgnoredSeries", "InstanceStore", "OpenSeries", "SeriesIndex"]

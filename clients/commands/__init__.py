@@ -1,0 +1,1 @@
+"""One module per command of `tritome`; each prints what its name does and sets the exit code."""

@@ -1,0 +1,34 @@
+"""`tritome build`: shows what the builder writes, model by model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.table import Table
+
+from clients.console import out
+
+
+def run(bundle: str, output: Path, runtime: str) -> None:
+    """Builds and prints a table of the models."""
+    from ensemble_builder.build import build  # noqa: PLC0415 - imports torch and MONAI
+
+    started = time.monotonic()
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("Model", "Files", "Size", ""):
+        table.add_column(column)
+    with out.status(f"Reading {bundle} ...") as status:
+        for model, changed in build(bundle, output, runtime):
+            status.update(f"Wrote {model.name} ...")
+            files = [path for path in (output / model.name).rglob("*") if path.is_file()]
+            size = sum(path.stat().st_size for path in files)
+            table.add_row(
+                model.name,
+                str(len(files)),
+                f"{size / 1024:,.0f} KiB",
+                "written" if changed else "[dim]as before[/]",
+            )
+    out.print(table)
+    out.print(f"{output} is ready after {time.monotonic() - started:.1f} s.")
+    out.print(f"Serve it: [bold]tritome triton --model-repository {output}[/]")

@@ -1,0 +1,86 @@
+"""`tritome infer`: one study or NIfTI file straight to Triton; prints millilitres."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.table import Table
+
+from clients.console import out, warn
+from clients.errors import ClientError
+from clients.infer import (
+    Prediction,
+    predict_array,
+    predict_dicom,
+    series_in,
+    write_segmentation,
+)
+from clients.nifti import is_nifti, read_nifti, write_nifti
+
+
+def run(
+    source: Path, pipeline: str, triton_url: str, output: Path | None, series: str | None
+) -> None:
+    """Infers, writes the output, and prints a table of segments.
+
+    Raises:
+        ClientError: the input or the wished output can't be used.
+        GatewayError: as the gateway's rooms raise it.
+    """
+    if not source.exists():
+        msg = f"{source} doesn't exist"
+        raise ClientError(msg)
+    output = output or Path("mask.nii.gz" if is_nifti(source) else "seg.dcm")
+    _require_writable_kind(source, output)
+    started = time.monotonic()
+    with out.status("Inferring ..."):
+        if is_nifti(source):
+            prediction = _infer_nifti(source, pipeline, triton_url, output)
+        else:
+            prediction = predict_dicom(series_in([source], series), pipeline, triton_url)
+            if is_nifti(output):
+                write_nifti(output, prediction.mask, prediction.volume.affine_lps)
+            else:
+                write_segmentation(prediction, output)
+    _print(prediction, output, time.monotonic() - started)
+
+
+def _infer_nifti(source: Path, pipeline: str, triton_url: str, output: Path) -> Prediction:
+    nifti = read_nifti(source)
+    if nifti.largest_error:
+        warn(
+            f"{source.name} holds values that 16-bit integers can't; they are sent with an "
+            f"error of at most {nifti.largest_error:.3g}"
+        )
+    prediction = predict_array(nifti.image, nifti.rescale, nifti.affine_lps, pipeline, triton_url)
+    write_nifti(output, prediction.mask, nifti.affine_lps, like=nifti.header)
+    return prediction
+
+
+def _require_writable_kind(source: Path, output: Path) -> None:
+    if is_nifti(output):
+        return
+    if output.suffix.lower() != ".dcm":
+        msg = f"the output is {output.name}; end it in .dcm for a DICOM SEG or .nii.gz for NIfTI"
+        raise ClientError(msg)
+    if is_nifti(source):
+        msg = (
+            "a DICOM SEG refers to DICOM images, which a NIfTI file is not; "
+            "write --output mask.nii.gz, or give the DICOM folder"
+        )
+        raise ClientError(msg)
+
+
+def _print(prediction: Prediction, output: Path, seconds: float) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("Segment")
+    table.add_column("ml", justify="right")
+    for name, ml in prediction.volumes_ml:
+        table.add_row(name, f"{ml:,.1f}")
+    out.print(table)
+    k, j, i = prediction.volume.shape_kji
+    out.print(
+        f"{prediction.contract.pipeline} {prediction.contract.version}: {k} x {j} x {i} voxels, "
+        f"{prediction.duration_s:.1f} s in Triton, {seconds:.1f} s in all. Wrote {output}."
+    )

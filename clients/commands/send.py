@@ -1,0 +1,56 @@
+"""`tritome send`: finds, sends, counts, and says what was not taken and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from clients.console import out
+from clients.errors import ClientError, NotAccepted
+from clients.send import Outcome, Peer, Report, Search, find_instances, send
+
+
+def run(paths: Sequence[Path], peer: Peer, *, timeout_s: float) -> None:
+    """Sends everything under `paths`.
+
+    Raises:
+        ClientError: nothing to send.
+        NotAccepted: the peer is away, rejects us, or didn't take every object.
+    """
+    search = find_instances(paths)
+    if not search.instances:
+        what = f"the {len(search.skipped)} file(s) there are none" if search.skipped else "empty"
+        msg = f"no DICOM files under {', '.join(map(str, paths))} ({what})"
+        raise ClientError(msg)
+    report = send_showing(search, peer, timeout_s=timeout_s)
+    skipped = f", {len(search.skipped)} other file(s) skipped" if search.skipped else ""
+    out.print(
+        f"{report.accepted} of {len(report.outcomes)} instances accepted by "
+        f"{peer.called_ae_title} at {peer.host}:{peer.port}{skipped}."
+    )
+    if report.troubles():
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("Instances", justify="right")
+        table.add_column("What the peer said")
+        for reason, count in report.troubles():
+            table.add_row(str(count), reason)
+        out.print(table)
+    if not report.complete:
+        missing = len(report.outcomes) - report.accepted
+        msg = f"{missing} instance(s) were not accepted; the table above says why."
+        raise NotAccepted(msg)
+
+
+def send_showing(search: Search, peer: Peer, *, timeout_s: float = 60.0) -> Report:
+    """Sends with a progress bar."""
+    columns = (TextColumn("Sending"), BarColumn(), MofNCompleteColumn(), TextColumn("instances"))
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
+        task = progress.add_task("", total=len(search.instances))
+
+        def advance(_: Outcome) -> None:
+            progress.advance(task)
+
+        return send(search.instances, peer, on_outcome=advance, timeout_s=timeout_s)

@@ -1,0 +1,252 @@
+"""One volume straight to Triton through shared memory, without the gateway.
+
+In: a folder of DICOM files or a NIfTI image. Out: a label map on its grid, and, for DICOM,
+the SEG that the gateway would make. Uses the gateway's own rooms, so that what is tried
+here is what a hospital gets. Nothing is kept but the output file.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.errors import ClientError
+from clients.send import Found, find_instances
+from dicom_gateway.records import (
+    Contract,
+    Instance,
+    Job,
+    JobState,
+    Output,
+    Priority,
+    Series,
+    Volume,
+)
+
+_NAMESPACE = uuid.UUID("3e0c1c52-0a41-4d18-9a55-64f2b1a8d9f3")
+_NOTHING = ""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What Triton answered.
+
+    Attributes:
+        output: The label map's row in the contract.
+        mask: uint8 or uint16 [K, J, I].
+        volume: What was sent. Its span in the arena is gone.
+        duration_s: Of the request alone.
+    """
+
+    contract: Contract
+    output: Output
+    mask: NDArray[np.uint8] | NDArray[np.uint16]
+    volume: Volume
+    duration_s: float
+
+    @property
+    def volumes_ml(self) -> list[tuple[str, float]]:
+        """Name and millilitres of each segment."""
+        voxel_ml = float(abs(np.linalg.det(self.volume.affine_lps[:3, :3]))) / 1000.0
+        counts = np.bincount(self.mask.ravel(), minlength=65536)
+        return [(s.name, float(counts[s.label]) * voxel_ml) for s in self.output.segments]
+
+
+def series_in(paths: Sequence[Path], series_instance_uid: str | None = None) -> Series:
+    """The one series under `paths`, or the named one.
+
+    Raises:
+        ClientError: there is none, or there are several and none is named.
+    """
+    from pydicom import dcmread  # noqa: PLC0415 - --help stays quick
+
+    tags = ["SeriesInstanceUID", "StudyInstanceUID", "Modality"]
+    grouped: dict[str, list[tuple[Found, Any]]] = defaultdict(list)
+    for found in find_instances(paths).instances:
+        ds = dcmread(found.path, stop_before_pixels=True, specific_tags=tags)
+        grouped[str(ds.get("SeriesInstanceUID", ""))].append((found, ds))
+    if not grouped:
+        msg = f"no DICOM files under {', '.join(map(str, paths))}"
+        raise ClientError(msg)
+    if series_instance_uid is None and len(grouped) == 1:
+        series_instance_uid = next(iter(grouped))
+    if series_instance_uid not in grouped:
+        listed = "\n".join(
+            f"  {uid}  {members[0][1].get('Modality', '?')}, {len(members)} instances"
+            for uid, members in sorted(grouped.items(), key=lambda item: -len(item[1]))
+        )
+        msg = f"name one of these series with --series:\n{listed}"
+        raise ClientError(msg)
+    members = grouped[series_instance_uid]
+    first = members[0][1]
+    return Series(
+        series_instance_uid=series_instance_uid,
+        study_instance_uid=str(first.get("StudyInstanceUID", "")),
+        modality=str(first.get("Modality", "")),
+        called_ae_title=_NOTHING,
+        calling_ae_title=_NOTHING,
+        instances=tuple(_instance(found, ds) for found, ds in members),
+    )
+
+
+def predict_dicom(series: Series, pipeline: str, triton_url: str) -> Prediction:
+    """Assembles a series as the gateway does and sends it through the pipeline.
+
+    Raises:
+        GatewayError: as the rooms assemble and infer raise it.
+    """
+    from dicom_gateway.assemble.arena import Arena  # noqa: PLC0415
+    from dicom_gateway.assemble.decoders import DecoderPool  # noqa: PLC0415
+    from dicom_gateway.assemble.headers import read_header  # noqa: PLC0415
+    from dicom_gateway.assemble.volume import assemble_volume  # noqa: PLC0415
+
+    headers = {instance.path: read_header(instance.path) for instance in series.instances}
+    voxels = sum((h.rows or 0) * (h.columns or 0) for h in headers.values())
+
+    def fill(arena: Arena) -> Volume:
+        with DecoderPool() as decoders:
+            return assemble_volume(series, arena, decoders, headers.__getitem__)
+
+    return _predict(fill, voxels, pipeline, triton_url)
+
+
+def predict_array(
+    image: NDArray[np.int16],
+    rescale: NDArray[np.float64],
+    affine_lps: NDArray[np.float64],
+    pipeline: str,
+    triton_url: str,
+) -> Prediction:
+    """Sends a volume that is no DICOM series.
+
+    Args:
+        image: int16 [K, J, I].
+        rescale: float64 [K, 2], slope and intercept per slice.
+        affine_lps: float64 [4, 4], (i, j, k, 1) -> LPS millimetres.
+        pipeline: Name of the ensemble.
+        triton_url: gRPC host:port of a Triton on this machine.
+
+    Raises:
+        GatewayError: as the room infer raises it.
+    """
+    from dicom_gateway.assemble.arena import Arena  # noqa: PLC0415
+
+    k, j, i = image.shape
+
+    def fill(arena: Arena) -> Volume:
+        span = arena.allocate(image.nbytes)
+        arena.view(span, np.int16, image.shape)[:] = image
+        nobody = Series(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING, ())
+        return Volume(span, "INT16", (k, j, i), rescale, affine_lps, (), (), nobody)
+
+    return _predict(fill, image.size, pipeline, triton_url)
+
+
+def write_segmentation(prediction: Prediction, path: Path) -> None:
+    """Writes the SEG that the gateway would deliver.
+
+    The same series through the same pipeline gives the same SOP Instance UID.
+
+    Raises:
+        EncodingFailed: the mask can't be made into a SEG.
+        ClientError: `path` can't be written.
+    """
+    import tempfile  # noqa: PLC0415
+
+    from dicom_gateway.encode.segmentation import encode_segmentation  # noqa: PLC0415
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tritome-", dir=path.parent) as beside:
+            result = encode_segmentation(
+                prediction.mask,
+                prediction.volume,
+                prediction.contract,
+                prediction.output,
+                _job(prediction),
+                Path(beside),
+            )
+            result.path.replace(path)
+    except OSError as error:
+        msg = f"{path} can't be written ({error.strerror})"
+        raise ClientError(msg) from error
+
+
+def _predict(
+    fill: Callable[[Any], Volume], voxels: int, pipeline: str, triton_url: str
+) -> Prediction:
+    from dicom_gateway.assemble.arena import ALIGNMENT_BYTES, Arena  # noqa: PLC0415
+
+    with _client(triton_url) as client:
+        contract = client.contract(pipeline)
+        client.check_ready(pipeline)
+        # Two bytes a voxel go in; each label map takes at most two more.
+        outputs = sum(output.kind == "labelmap" for output in contract.outputs)
+        size_bytes = (2 + 2 * outputs) * voxels + (1 + outputs) * ALIGNMENT_BYTES
+        with Arena(max(size_bytes, ALIGNMENT_BYTES)) as arena:
+            client.use_arena(arena)
+            volume = fill(arena)
+            inference = client.infer(volume, contract, arena, job_id=uuid.uuid4().hex)
+            output = next(o for o in contract.outputs if o.name in inference.labelmaps)
+            mask = inference.labelmaps[output.name]
+            # Triton must let go of the arena before it is unlinked.
+            client.close()
+        return Prediction(contract, output, mask, volume, inference.duration_s)
+
+
+@contextmanager
+def _client(triton_url: str) -> Iterator[Any]:
+    import tempfile  # noqa: PLC0415
+
+    from dicom_gateway.config import TritonSettings  # noqa: PLC0415
+    from dicom_gateway.infer.client import TritonClient  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory(prefix="tritome-infer-") as seen:
+        client = TritonClient(TritonSettings(url=triton_url), Path(seen))
+        try:
+            yield client
+        finally:
+            client.close()
+
+
+def _instance(found: Found, ds: Any) -> Instance:
+    return Instance(
+        sop_instance_uid=found.sop_instance_uid,
+        sop_class_uid=found.sop_class_uid,
+        transfer_syntax_uid=found.transfer_syntax_uid,
+        series_instance_uid=str(ds.get("SeriesInstanceUID", "")),
+        study_instance_uid=str(ds.get("StudyInstanceUID", "")),
+        modality=str(ds.get("Modality", "")),
+        path=found.path.resolve(),
+        sha256=_NOTHING,
+        size_bytes=found.size_bytes,
+    )
+
+
+def _job(prediction: Prediction) -> Job:
+    series = prediction.volume.series
+    parts = [prediction.contract.pipeline, prediction.contract.version]
+    parts += sorted(one.sop_instance_uid for one in prediction.volume.slices)
+    return Job(
+        job_id=uuid.uuid5(_NAMESPACE, "/".join(parts)).hex,
+        pipeline=prediction.contract.pipeline,
+        called_ae_title=_NOTHING,
+        calling_ae_title=_NOTHING,
+        study_instance_uid=series.study_instance_uid,
+        series_instance_uid=series.series_instance_uid,
+        priority=Priority.NORMAL,
+        state=JobState.RUNNING,
+        attempts=1,
+        fence=1,
+        destinations=(),
+        created_at_s=0.0,
+        not_before_s=0.0,
+    )

@@ -1,0 +1,8 @@
+"""`python -m dicom_gateway --config gateway.yaml` runs one gateway."""
+
+import sys
+
+from dicom_gateway.app import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,298 @@
+"""The gateway: the module that knows every room, starts them, and takes up what was left.
+
+In: settings. Out: a running gateway; `run` blocks until a signal, or until one of its
+threads dies, which ends the process so that a supervisor starts it anew: never half alive.
+Everything that survives a crash is in the store's folder and the index; `Gateway.start`
+takes it up again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+from dicom_gateway.assemble.arena import Arena, remove_leftovers
+from dicom_gateway.assemble.decoders import DecoderPool
+from dicom_gateway.assemble.headers import read_header
+from dicom_gateway.assemble.volume import assemble_volume
+from dicom_gateway.config import GatewaySettings
+from dicom_gateway.database import open_database
+from dicom_gateway.deliver import Entries, Outbox
+from dicom_gateway.encode.segmentation import encode_segmentation
+from dicom_gateway.errors import ConfigurationError, DatabaseUnavailable, GatewayError
+from dicom_gateway.infer import TritonClient
+from dicom_gateway.jobs import JobQueue, JobRun, Worker
+from dicom_gateway.judge import Judge
+from dicom_gateway.observe import get_logger, set_up_logging
+from dicom_gateway.receive.scp import Receiver
+from dicom_gateway.records import Result, Volume
+from dicom_gateway.store import InstanceStore, SeriesIndex
+
+GRACE_S = 10.0
+"""How long a stop waits for each thread; what isn't done then is taken up at the next start."""
+
+HEADERS_IN_MEMORY = 8192
+"""About ten large series; a header is some hundred bytes here."""
+
+
+class Gateway:
+    """All rooms of one gateway process.
+
+    Args:
+        settings: From `load_settings`.
+    """
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._log = get_logger(room="app")
+        self._open = ExitStack()
+        self._threads: list[threading.Thread] = []
+        self._stops: list[Callable[[], None]] = []
+        self._receiver: Receiver | None = None
+        self._stopping = threading.Event()
+
+    @property
+    def port(self) -> int:
+        """Where DICOM is received, also where the settings say 0."""
+        assert self._receiver is not None, "the gateway is not started"
+        return self._receiver.port
+
+    def start(self) -> None:
+        """Takes up what an earlier life left, then opens the door.
+
+        Raises:
+            ConfigurationError: a folder, port or shared memory can't be had, or another
+                gateway runs on the same folder.
+            DatabaseUnavailable: the index can't be opened.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
+        settings = self._settings
+        folder = settings.store.folder.resolve()
+        self._open.enter_context(_only_gateway(folder))
+        engine = open_database(settings.database_url)
+        self._open.callback(engine.dispose)
+        store = InstanceStore(folder, engine, settings.store.min_free_bytes)
+        index = SeriesIndex(engine, folder)
+        queue = JobQueue(
+            engine,
+            folder,
+            lease_s=settings.jobs.lease_s,
+            retry_first_s=settings.jobs.retry_first_s,
+            retry_max_s=settings.jobs.retry_max_s,
+        )
+        entries = Entries(engine, folder, settings.dicom.scu)
+
+        # What a killed gateway left, before anything new begins.
+        destinations = settings.dicom.scu.destinations
+        self._log.info(
+            "recovered",
+            half_written=store.clean(),
+            associations=index.close_orphaned_associations(),
+            jobs=queue.release_own(),
+            arenas=len(remove_leftovers()),
+            deliveries_without_destination=entries.fail_unknown_destinations(
+                [one.name for one in destinations]
+            ),
+        )
+
+        arena = self._open.enter_context(Arena(settings.triton.arena_bytes))
+        decoders = self._open.enter_context(DecoderPool(settings.jobs.decoders))
+        triton = TritonClient(settings.triton, folder / "contracts")
+        self._open.callback(triton.close)  # first of all: Triton lets go, then the arena goes
+        triton.use_arena(arena)
+        read = lru_cache(maxsize=HEADERS_IN_MEMORY)(read_header)
+
+        def process(run: JobRun) -> list[Result]:
+            """One job from its series to its results."""
+            job = run.job
+            # Before the expensive part: where Triton is away, nothing is decoded in vain.
+            contract = triton.contract(job.pipeline)
+            triton.check_ready(job.pipeline)
+            series = index.instances_of_job(job.job_id)
+            volume: Volume | None = None
+            try:
+                with run.stage("assembled", f"{len(series.instances)} instances"):
+                    volume = assemble_volume(series, arena, decoders, read)
+            except BaseException:
+                if volume is not None:  # made, but its line in the story wasn't written
+                    arena.free(volume.image)
+                raise
+            with run.stage("inferred", "x".join(str(n) for n in volume.shape_kji)):
+                inference = triton.infer(volume, contract, arena, job.job_id, run.stop)
+            with run.stage("encoded"):
+                return [
+                    encode_segmentation(
+                        inference.labelmaps[output.name],
+                        volume,
+                        contract,
+                        output,
+                        job,
+                        folder / "results",
+                    )
+                    for output in contract.outputs
+                    if output.name in inference.labelmaps
+                ]
+
+        outboxes = [Outbox(entries, one, settings.dicom.scu.ae_title) for one in destinations]
+
+        def wake_outboxes() -> None:
+            for outbox in outboxes:
+                outbox.notify()
+
+        judge = Judge(settings, engine, index, queue=queue, triton=triton, read_header=read)
+        workers = [
+            Worker(queue, process, f"worker-{number}", wake_outboxes)
+            for number in range(1, settings.jobs.workers + 1)
+        ]
+        for outbox, destination in zip(outboxes, destinations, strict=True):
+            self._run_in_thread(f"outbox-{destination.name}", outbox.run, outbox.stop)
+        for number, worker in enumerate(workers, 1):
+            self._run_in_thread(f"worker-{number}", worker.run, worker.stop)
+        self._run_in_thread("judge", judge.run, judge.stop)
+
+        def association_ended(association_id: str) -> None:
+            index.association_ended(association_id)
+            judge.notify()
+
+        receiver = Receiver(settings.dicom.scp, store.keep, association_ended)
+        receiver.start()
+        self._receiver = receiver
+
+    def stop(self) -> None:
+        """Closes the door, lets each thread end what it has in hand, and cleans up.
+
+        A job that isn't done within `GRACE_S` is taken up at the next start.
+        """
+        self._stopping.set()
+        if self._receiver is not None:
+            self._receiver.stop()
+        for stop in self._stops:
+            stop()
+        for thread in self._threads:
+            thread.join(GRACE_S)
+        self._open.close()
+
+    def dead_threads(self) -> list[str]:
+        """Names of threads that ended although nobody asked them to."""
+        if self._stopping.is_set():
+            return []
+        dead = [thread.name for thread in self._threads if not thread.is_alive()]
+        if self._receiver is not None and not self._receiver.is_alive:
+            dead.append("receive")
+        return dead
+
+    def _run_in_thread(self, name: str, loop: Callable[[], None], stop: Callable[[], None]) -> None:
+        def outermost() -> None:
+            try:
+                loop()
+            except Exception:  # noqa: BLE001 - a thread's outermost edge
+                self._log.error("thread_died", thread=name, exc_info=True)
+
+        thread = threading.Thread(target=outermost, name=name, daemon=True)
+        self._stops.append(stop)
+        self._threads.append(thread)
+        thread.start()
+
+
+def run(settings: GatewaySettings, ready_file: Path | None = None) -> int:
+    """Runs a gateway until SIGTERM or SIGINT.
+
+    Args:
+        settings: From `load_settings`.
+        ready_file: Written once the door is open: JSON with `pid` and `port`.
+
+    Returns:
+        The process's exit status: 0 after a signal, 1 when a part of it died.
+
+    Raises:
+        ConfigurationError, DatabaseUnavailable: it can't start; the message says why.
+    """
+    set_up_logging("console" if sys.stderr.isatty() else "json")
+    log = get_logger(room="app")
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Only a note: a handler that logs or sets an event may meet its own lock.
+        signal.signal(number, lambda received, _frame: asked.append(received))
+    gateway = Gateway(settings)
+    gateway.start()
+    try:
+        titles = ", ".join(title.ae_title for title in settings.dicom.scp.ae_titles)
+        print(
+            f"DICOM: {settings.dicom.scp.host} port {gateway.port}, AE titles {titles}", flush=True
+        )
+        if ready_file is not None:
+            _write_ready(ready_file, gateway.port)
+        while not asked:
+            time.sleep(0.2)
+            dead = gateway.dead_threads()
+            if dead:
+                log.critical("gateway_ends", reason=f"{', '.join(dead)} died; see above")
+                return 1
+        log.info("stopping", signal=signal.Signals(asked[0]).name)
+    finally:
+        gateway.stop()
+        if ready_file is not None:
+            ready_file.unlink(missing_ok=True)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m dicom_gateway`: what `tritome gateway` does, without the command line's rest."""
+    import argparse  # noqa: PLC0415 - only here
+
+    from dicom_gateway.config import load_settings  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(prog="python -m dicom_gateway", description=run.__doc__)
+    parser.add_argument("--config", type=Path, default=Path("gateway.yaml"))
+    parser.add_argument("--ready-file", type=Path)
+    chosen = parser.parse_args(arguments)
+    try:
+        return run(load_settings(chosen.config), chosen.ready_file)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (DatabaseUnavailable, GatewayError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _write_ready(path: Path, port: int) -> None:
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(json.dumps({"pid": os.getpid(), "port": port}) + "\n", encoding="ascii")
+    beside.replace(path)
+
+
+def _only_gateway(folder: Path) -> IO[str]:
+    """Locks the folder for this process; the kernel drops the lock when the process dies."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "gateway.lock").open("a", encoding="ascii")
+    except OSError as error:
+        msg = f"store.folder {folder} can't be used: {error.strerror}"
+        raise ConfigurationError(msg) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        msg = (
+            f"another gateway already runs on store.folder {folder}; stop it first, or give "
+            "this one a folder of its own"
+        )
+        raise ConfigurationError(msg) from error
+    return lock

@@ -1,0 +1,196 @@
+"""What a result takes over from its source instances, cleaned where it must be.
+
+In: the files of a volume's slices. Out: small data sets for highdicom with nothing but
+geometry and references, and the patient's and study's attributes to put into the result.
+Nothing is written.
+
+They are kept apart because highdicom and pydicom warn about odd values by quoting them,
+and a value may be a patient's name: highdicom never gets to see one.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+import pydicom.config
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.valuerep import validate_value
+
+from dicom_gateway.encode.identity import stand_in_frame_of_reference_uid
+from dicom_gateway.errors import EncodingFailed
+
+# For the reason above: no validation that quotes values.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+
+_UNREADABLE = (
+    InvalidDicomError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+    struct.error,
+    RecursionError,
+)
+
+_AS_THEY_ARE = (
+    "PatientName",
+    "PatientID",
+    "AccessionNumber",
+    "StudyID",
+    "ReferringPhysicianName",
+)
+"""Type 2 and what a PACS files a study by: taken over however odd, for it has filed the
+source under the same."""
+
+_WHEN_VALID = (
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+)
+"""Type 2: empty when the source's value isn't valid."""
+
+_OPTIONAL = (
+    "IssuerOfPatientID",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "StudyDescription",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "BodyPartExamined",
+)
+"""Type 3: left out when missing, empty or not valid."""
+
+_GEOMETRY = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "Modality",
+    "Rows",
+    "Columns",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+
+_EMPTY_FOR_HIGHDICOM = (*_AS_THEY_ARE, *_WHEN_VALID)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The source instances as far as a result needs them.
+
+    Attributes:
+        images: One per slice, in the order of k, without any patient attribute.
+        carried: Patient and study attributes, as elements ready to be put into the result.
+        specific_character_set: That of the source; None for the default repertoire.
+    """
+
+    images: tuple[Dataset, ...]
+    carried: tuple[DataElement, ...]
+    specific_character_set: str | list[str] | None
+    series_number: int
+
+
+def read_sources(headers: Sequence[Path]) -> Sources:
+    """Reads the headers of a volume's slices; pixels are not touched.
+
+    Raises:
+        EncodingFailed: when a source can't be read any more.
+    """
+    try:
+        first = pydicom.dcmread(headers[0], stop_before_pixels=True)
+        images = [_image(first)]
+        for path in headers[1:]:
+            ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_GEOMETRY))
+            images.append(_image(ds))
+        number = first.get("SeriesNumber")
+        return Sources(
+            images=tuple(images),
+            carried=tuple(_carried(first)),
+            specific_character_set=_character_set(first),
+            series_number=int(number) if number is not None and 0 <= int(number) < 10**6 else 0,
+        )
+    except _UNREADABLE as error:
+        msg = (
+            f"a source instance can't be read any more ({type(error).__name__}); "
+            "send the series again"
+        )
+        raise EncodingFailed(msg) from error
+
+
+def _image(ds: Dataset) -> Dataset:
+    image = Dataset()
+    for keyword in _GEOMETRY:
+        element = _element(ds, keyword)
+        if element is not None and element.value not in (None, ""):
+            image.add(element)
+    for keyword in _EMPTY_FOR_HIGHDICOM:
+        setattr(image, keyword, "")
+    if "FrameOfReferenceUID" not in image:
+        # Without one a SEG can't say where it lies; the references to the source
+        # instances, frame by frame, remain what ties the two together.
+        image.FrameOfReferenceUID = stand_in_frame_of_reference_uid(image.SeriesInstanceUID)
+    return image
+
+
+def _carried(first: Dataset) -> list[DataElement]:
+    carried = []
+    for keyword in (*_AS_THEY_ARE, *_WHEN_VALID):
+        element = _element(first, keyword)
+        if element is None or (keyword in _WHEN_VALID and not _is_valid(element)):
+            blank = Dataset()
+            setattr(blank, keyword, "")
+            element = blank[keyword]
+        carried.append(element)
+    for keyword in _OPTIONAL:
+        element = _element(first, keyword)
+        if element is not None and not element.is_empty and _is_valid(element):
+            carried.append(element)
+    return carried
+
+
+def _element(ds: Dataset, keyword: str) -> DataElement | None:
+    """The element, or None where it is missing or its bytes make no sense."""
+    try:
+        return ds[keyword]
+    except _UNREADABLE:  # KeyError: it is missing
+        return None
+
+
+def _is_valid(element: DataElement) -> bool:
+    if element.keyword == "PatientSex":
+        return element.value in ("M", "F", "O", "", None)
+    values = element.value if element.VM > 1 else [element.value]
+    try:
+        for value in values:
+            validate_value(element.VR, value, pydicom.config.RAISE)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _character_set(first: Dataset) -> str | list[str] | None:
+    value = first.get("SpecificCharacterSet")
+    if not value:
+        return None
+    return str(value) if isinstance(value, str) else [str(term) for term in value]

@@ -1,0 +1,189 @@
+"""The contract: what a served pipeline takes and gives, as the builder wrote it.
+
+In: the JSON text of the model parameter `contract`. Out: `records.Contract`. The last one
+seen of each pipeline is kept as a file, so that routing goes on while Triton is away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dicom_gateway.errors import ContractMismatch
+from dicom_gateway.records import CodedConcept, Contract, Output, Segment
+
+SCHEMA_MAJOR = 1
+"""The version of the contract's schema that this gateway speaks."""
+
+
+class _Part(BaseModel):
+    # A later minor version may add keys that we can do without.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _Code(_Part):
+    value: Annotated[str, Field(min_length=1)]
+    scheme_designator: Annotated[str, Field(min_length=1, max_length=16)]
+    meaning: Annotated[str, Field(min_length=1, max_length=64)]
+
+    def record(self) -> CodedConcept:
+        return CodedConcept(self.value, self.scheme_designator, self.meaning)
+
+
+_Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class _Segment(_Part):
+    label: Annotated[int, Field(ge=1, le=65535)]
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    category: _Code
+    type: _Code
+    type_modifier: _Code | None = None
+    anatomic_region: _Code | None = None
+    colour_rgb: tuple[_Byte, _Byte, _Byte] | None = None
+
+    def record(self) -> Segment:
+        return Segment(
+            label=self.label,
+            name=self.name,
+            category=self.category.record(),
+            type=self.type.record(),
+            type_modifier=self.type_modifier.record() if self.type_modifier else None,
+            anatomic_region=self.anatomic_region.record() if self.anatomic_region else None,
+            colour_rgb=self.colour_rgb,
+        )
+
+
+class _Output(_Part):
+    name: Annotated[str, Field(min_length=1)]
+    kind: Literal["labelmap", "scores", "image", "boxes", "points"]
+    datatype: str
+    dims: tuple[int, ...]
+    segments: tuple[_Segment, ...] = ()
+
+
+class _Input(_Part):
+    kind: Literal["volume", "image"]
+    modality: str
+
+
+class _Document(_Part):
+    builder_version: str
+    pipeline: str
+    version: str
+    description: str = ""
+    intended_use: str = ""
+    input: _Input
+    outputs: Annotated[tuple[_Output, ...], Field(min_length=1)]
+    peak_bytes_per_voxel: Annotated[float, Field(ge=0)] = 0.0
+    weights: Mapping[str, str] = {}
+
+
+def read_contract(text: str, pipeline: str) -> Contract:
+    """The contract as a record.
+
+    Args:
+        text: The JSON of the model parameter `contract`.
+        pipeline: The ensemble it was read from, for the error's sentence.
+
+    Raises:
+        ContractMismatch: no JSON, another schema major version, or a value that the
+            schema doesn't allow; one sentence that says which and what to do.
+    """
+    if not text:
+        msg = (
+            f"'{pipeline}' is served by Triton but carries no contract; it was not built by "
+            "tritome. Build it with 'tritome build', or take it out of gateway.yaml"
+        )
+        raise ContractMismatch(msg)
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        msg = f"the contract of '{pipeline}' is no JSON; build the pipeline again"
+        raise ContractMismatch(msg) from error
+    major = _major(raw)
+    if major != SCHEMA_MAJOR:
+        found = "names no schema version" if major is None else f"has schema version {major}"
+        remedy = "update the gateway" if (major or 0) > SCHEMA_MAJOR else "build the pipeline again"
+        msg = (
+            f"the contract of '{pipeline}' {found} and this gateway speaks {SCHEMA_MAJOR}; {remedy}"
+        )
+        raise ContractMismatch(msg)
+    try:
+        document = _Document.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        msg = f"the contract of '{pipeline}' is wrong at {place}: {first['msg']}"
+        raise ContractMismatch(msg) from error
+    return Contract(
+        pipeline=document.pipeline,
+        version=document.version,
+        input_kind=document.input.kind,
+        modality=document.input.modality,
+        outputs=tuple(
+            Output(
+                name=output.name,
+                kind=output.kind,
+                datatype=output.datatype,
+                dims=output.dims,
+                segments=tuple(segment.record() for segment in output.segments),
+            )
+            for output in document.outputs
+        ),
+        peak_bytes_per_voxel=document.peak_bytes_per_voxel,
+        builder_version=document.builder_version,
+        description=document.description,
+        intended_use=document.intended_use,
+        weights=dict(document.weights),
+    )
+
+
+def _major(raw: Any) -> int | None:
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and not isinstance(version, bool):
+        return version
+    first = version.partition(".")[0] if isinstance(version, str) else ""
+    return int(first) if first.isdigit() else None
+
+
+class SeenContracts:
+    """The last contract text seen of each pipeline, one file each.
+
+    Args:
+        folder: Made when the first contract is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._texts: dict[str, str] = {}
+
+    def keep(self, pipeline: str, text: str) -> None:
+        """Remembers the text; the file is replaced in one step, never half written."""
+        if self._texts.get(pipeline) == text:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(pipeline)
+        beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+        self._texts[pipeline] = text
+
+    def text(self, pipeline: str) -> str | None:
+        """The text last kept, in this life or an earlier one."""
+        if pipeline not in self._texts:
+            try:
+                self._texts[pipeline] = self._path(pipeline).read_text(encoding="utf-8")
+            except FileNotFoundError:
+                return None
+        return self._texts[pipeline]
+
+    def _path(self, pipeline: str) -> Path:
+        # The name comes from a configuration: quoted, it can't leave the folder.
+        return self._folder / f"{quote(pipeline, safe='')}.json"

@@ -1,0 +1,397 @@
+"""The queue: a decided series goes in as a job, a worker takes it out under a lease.
+
+In: series and pipeline (`enqueue`), results (`finish`), errors (`fail`, `retry_later`).
+Out: `Job`, one at a time, each to one worker. Every change is one transaction: after a
+crash a job is waiting, or running under a lease that runs out, or further on.
+
+A claim raises the job's fence; whoever writes under an older fence gets `LeaseLost`, so a
+worker that was thought dead can't overwrite its successor. Retryable errors never use a
+job up: it waits as long as the world needs, and its story says what for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from dicom_gateway.database import (
+    deliveries,
+    instances,
+    job_instances,
+    jobs,
+    now_s,
+    results,
+    transaction,
+)
+from dicom_gateway.errors import GatewayError, LeaseLost, Retryable
+from dicom_gateway.jobs.desk import JobDesk
+from dicom_gateway.jobs.owner import is_certainly_dead
+from dicom_gateway.jobs.rows import (
+    JOB_COLUMNS,
+    as_job,
+    insert_or_skip,
+    revive_deliveries,
+    write_event,
+)
+from dicom_gateway.jobs.shares import Turns
+from dicom_gateway.records import DeliveryState, Job, JobState, Priority, Result, Series
+
+
+class JobQueue(JobDesk):
+    """Durable jobs on the tables of `database.py`; what a person does is in `JobDesk`.
+
+    Args:
+        engine: From `open_database`.
+        folder: The store's folder; result paths are kept relative to it.
+        lease_s: How long a claim holds without being renewed.
+        retry_first_s: Wait after the first retryable error; doubles with each attempt.
+        retry_max_s: Longest wait between two attempts.
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        folder: Path,
+        *,
+        lease_s: float = 30.0,
+        retry_first_s: float = 1.0,
+        retry_max_s: float = 60.0,
+    ) -> None:
+        super().__init__(engine, folder)
+        self.lease_s = lease_s
+        self._retry_first_s = retry_first_s
+        self._retry_max_s = retry_max_s
+        self._turns = Turns()
+        self._news = threading.Condition()
+        self._news_count = 0
+
+    # In -----------------------------------------------------------------------------
+
+    def enqueue(
+        self,
+        connection: sa.Connection,
+        series: Series,
+        *,
+        pipeline: str,
+        pipeline_version: str,
+        priority: Priority = Priority.NORMAL,
+        destinations: Sequence[str] = (),
+        note: str = "",
+        receiving_s: float | None = None,
+    ) -> Job | None:
+        """Makes the job for one series and pipeline, in the caller's transaction.
+
+        Call `notify` once the transaction is committed. The same instances for the same
+        called AE title, pipeline and version make no second job; one instance more does.
+
+        Args:
+            connection: Inside `transaction(engine)`.
+            series: Its instances are the ones the job will use.
+            pipeline: Name of the ensemble.
+            pipeline_version: From the contract; a new version makes a new job.
+            priority: Its class in the queue.
+            destinations: Names from `scu.destinations`.
+            note: Why the series counts as complete, for the job's story.
+            receiving_s: First to last instance, for the job's story.
+
+        Returns:
+            The new job, or None where it exists already.
+        """
+        job_id = uuid.uuid4().hex
+        inserted = connection.execute(
+            insert_or_skip(connection, jobs)
+            .values(
+                job_id=job_id,
+                unique_key=_unique_key(series, pipeline, pipeline_version),
+                pipeline=pipeline,
+                called_ae_title=series.called_ae_title,
+                calling_ae_title=series.calling_ae_title,
+                study_instance_uid=series.study_instance_uid,
+                series_instance_uid=series.series_instance_uid,
+                destinations=list(destinations),
+                priority=priority.value,
+                state=JobState.WAITING.value,
+                attempts=0,
+                fence=0,
+                created_at_s=now_s(),
+                not_before_s=now_s(),
+            )
+            .returning(*JOB_COLUMNS)
+        ).first()
+        if inserted is None:
+            return None
+        wanted = {(one.sop_instance_uid, one.sha256) for one in series.instances}
+        kept = connection.execute(
+            sa.select(instances.c.id, instances.c.sop_instance_uid, instances.c.sha256).where(
+                instances.c.series_instance_uid == series.series_instance_uid
+            )
+        )
+        links = [
+            {"job_id": job_id, "instance_id": i} for i, sop, sha in kept if (sop, sha) in wanted
+        ]
+        if links:
+            connection.execute(job_instances.insert(), links)
+        write_event(connection, job_id, "received", note or "series complete", receiving_s)
+        return as_job(inserted)
+
+    def notify(self) -> None:
+        """Wakes the workers of this process: a job may be due."""
+        with self._news:
+            self._news_count += 1
+            self._news.notify_all()
+
+    def wait_for_news(self, timeout_s: float, seen: int) -> int:
+        """Sleeps until `notify` was called after news `seen`, at most `timeout_s`.
+
+        Returns:
+            The number of the newest news, for the next call. 0 before any.
+        """
+        with self._news:
+            self._news.wait_for(lambda: self._news_count != seen, timeout_s)
+            return self._news_count
+
+    # Out ----------------------------------------------------------------------------
+
+    def claim(self, owner: str) -> Job | None:
+        """Takes the next due job under a lease, or None where nothing is due.
+
+        Immediate jobs go first; high, normal and low share 6:3:1, each oldest first.
+        """
+        with transaction(self._engine) as connection:
+            self._take_back(connection, jobs.c.lease_until_s < now_s(), "its lease ran out")
+            due: dict[Priority, str] = {}
+            for priority in Priority:
+                job_id = connection.execute(
+                    sa.select(jobs.c.job_id)
+                    .where(
+                        jobs.c.state == JobState.WAITING.value,
+                        jobs.c.priority == priority.value,
+                        jobs.c.not_before_s <= now_s(),
+                    )
+                    .order_by(jobs.c.created_at_s)
+                    .limit(1)
+                    # PostgreSQL: two workers never wait for each other. SQLite has one
+                    # writer at a time anyway and leaves this out.
+                    .with_for_update(skip_locked=True)
+                ).scalar()
+                if job_id is not None:
+                    due[priority] = job_id
+            if not due:
+                return None
+            row = connection.execute(
+                jobs.update()
+                .where(jobs.c.job_id == due[self._turns.pick(due)])
+                .values(
+                    state=JobState.RUNNING.value,
+                    attempts=jobs.c.attempts + 1,
+                    fence=jobs.c.fence + 1,
+                    lease_owner=owner,
+                    lease_until_s=now_s() + self.lease_s,
+                    started_at_s=sa.func.coalesce(jobs.c.started_at_s, now_s()),
+                    failure_code=None,
+                    failure_reason=None,
+                )
+                .returning(*JOB_COLUMNS)
+            ).one()
+            job = as_job(row)
+            waited_s = sa.select(now_s() - job.not_before_s).scalar_subquery()
+            write_event(connection, job.job_id, "started", f"attempt {job.attempts}", waited_s)
+            return job
+
+    def renew(self, job: Job) -> bool:
+        """Holds the lease for another `lease_s`; False when the job is no longer ours."""
+        with transaction(self._engine) as connection:
+            changed = connection.execute(
+                jobs.update().where(_ours(job)).values(lease_until_s=now_s() + self.lease_s)
+            )
+            return changed.rowcount == 1
+
+    # Ends ---------------------------------------------------------------------------
+
+    def finish(self, job: Job, made: Sequence[Result]) -> JobState:
+        """Writes results, one delivery per result and destination, and the new state.
+
+        One transaction, guarded by the fence. A job without destinations is delivered.
+
+        Raises:
+            LeaseLost: another worker holds the job, or a person cancelled it.
+        """
+        waits = bool(made and job.destinations)
+        state = JobState.DELIVERING if waits else JobState.DELIVERED
+        with transaction(self._engine) as connection:
+            self._leave_running(
+                connection,
+                job,
+                state=state.value,
+                finished_at_s=None if waits else now_s(),
+            )
+            for result in made:
+                connection.execute(
+                    insert_or_skip(connection, results).values(
+                        sop_instance_uid=result.sop_instance_uid,
+                        sop_class_uid=result.sop_class_uid,
+                        job_id=result.job_id,
+                        output=result.output,
+                        path=str(result.path.resolve().relative_to(self._folder)),
+                        size_bytes=result.size_bytes,
+                    )
+                )
+                for destination in job.destinations:
+                    connection.execute(
+                        insert_or_skip(connection, deliveries).values(
+                            job_id=job.job_id,
+                            sop_instance_uid=result.sop_instance_uid,
+                            destination=destination,
+                            state=DeliveryState.WAITING.value,
+                            attempts=0,
+                            created_at_s=now_s(),
+                            not_before_s=now_s(),
+                        )
+                    )
+            # Those of an earlier attempt, where a retried job had to make its results again.
+            revive_deliveries(connection, job.job_id)
+            if not waits:
+                write_event(connection, job.job_id, "delivered", "no destination is configured")
+        return state
+
+    def fail(self, job: Job, error: GatewayError) -> None:
+        """Puts the job into the list that a person sees, with code and reason.
+
+        Raises:
+            LeaseLost: another worker holds the job, or a person cancelled it.
+        """
+        with transaction(self._engine) as connection:
+            self._leave_running(
+                connection,
+                job,
+                state=JobState.FAILED.value,
+                finished_at_s=now_s(),
+                failure_code=error.code,
+                failure_reason=str(error),
+            )
+            write_event(connection, job.job_id, "failed", f"{error.code}: {error}")
+
+    def retry_later(self, job: Job, error: Retryable) -> float:
+        """Lets the job wait for the world to get better, without a limit of attempts.
+
+        Returns:
+            Seconds until the next attempt: doubling from `retry_first_s` to
+            `retry_max_s`, each shortened by up to half so that jobs don't march in step.
+
+        Raises:
+            LeaseLost: another worker holds the job, or a person cancelled it.
+        """
+        # 2**30 attempts' worth is enough; a larger power would only overflow.
+        full_s = min(self._retry_max_s, self._retry_first_s * 2.0 ** min(job.attempts - 1, 30))
+        delay_s = full_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+        with transaction(self._engine) as connection:
+            self._leave_running(
+                connection,
+                job,
+                state=JobState.WAITING.value,
+                not_before_s=now_s() + delay_s,
+                failure_code=error.code,
+                failure_reason=str(error),
+            )
+            write_event(
+                connection,
+                job.job_id,
+                "waiting",
+                f"{error.code}: {error}; tried again in {delay_s:.1f} s",
+            )
+        return delay_s
+
+    def give_back(self, job: Job) -> None:
+        """Lets another worker take the job at once: this one is being stopped."""
+        with transaction(self._engine) as connection:
+            self._take_back(connection, _ours(job), "the gateway was stopped")
+
+    # Recovery -----------------------------------------------------------------------
+
+    def release_own(self) -> int:
+        """Takes back at once what dead processes of this host held.
+
+        Safe beside living processes and against reused process ids (see `owner.py`);
+        leases of other hosts are left to run out.
+
+        Returns:
+            How many jobs may be claimed again.
+        """
+        with transaction(self._engine) as connection:
+            owners = connection.execute(
+                sa.select(jobs.c.lease_owner)
+                .where(jobs.c.state == JobState.RUNNING.value, jobs.c.lease_owner.is_not(None))
+                .distinct()
+            ).scalars()
+            dead = [owner for owner in owners if is_certainly_dead(owner)]
+            released = self._take_back(
+                connection, jobs.c.lease_owner.in_(dead), "the process that worked on it died"
+            )
+        if released:
+            self.notify()
+        return released
+
+    def hurry(self, code: str) -> int:
+        """Makes jobs due now that wait because of `code`: what they waited for is back."""
+        with transaction(self._engine) as connection:
+            changed = connection.execute(
+                jobs.update()
+                .where(
+                    jobs.c.state == JobState.WAITING.value,
+                    jobs.c.failure_code == code,
+                    jobs.c.not_before_s > now_s(),
+                )
+                .values(not_before_s=now_s())
+            ).rowcount
+        if changed:
+            self.notify()
+        return changed
+
+    def _take_back(self, connection: sa.Connection, which: sa.ColumnElement[bool], why: str) -> int:
+        taken = connection.execute(
+            jobs.update()
+            .where(jobs.c.state == JobState.RUNNING.value, which)
+            .values(
+                state=JobState.WAITING.value,
+                not_before_s=now_s(),
+                lease_owner=None,
+                lease_until_s=None,
+            )
+            .returning(jobs.c.job_id)
+        ).scalars()
+        job_ids = list(taken)
+        for job_id in job_ids:
+            write_event(connection, job_id, "taken_back", why)
+        return len(job_ids)
+
+    def _leave_running(self, connection: sa.Connection, job: Job, **values: Any) -> None:
+        changed = connection.execute(
+            jobs.update().where(_ours(job)).values(lease_owner=None, lease_until_s=None, **values)
+        )
+        if changed.rowcount != 1:
+            msg = (
+                f"job {job.job_id} was taken over or cancelled while this worker held fence "
+                f"{job.fence}; what it made is dropped"
+            )
+            raise LeaseLost(msg)
+
+
+def _ours(job: Job) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        jobs.c.job_id == job.job_id,
+        jobs.c.fence == job.fence,
+        jobs.c.state == JobState.RUNNING.value,
+    )
+
+
+def _unique_key(series: Series, pipeline: str, pipeline_version: str) -> str:
+    parts = [series.called_ae_title, pipeline, pipeline_version]
+    parts += sorted(f"{one.sop_instance_uid} {one.sha256}" for one in series.instances)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

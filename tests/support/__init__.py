@@ -1,0 +1,1 @@
+"""Builders, real peers and witnesses that the tests share."""

@@ -1,0 +1,88 @@
+"""Both databases for the tests: a fresh SQLite file, or a fresh PostgreSQL database.
+
+Comes in: a folder. Goes out: a URL for `open_database`. The PostgreSQL server is a private
+one in a folder of its own, on a socket only; where none is installed the test is skipped
+by name, since a gateway without PostgreSQL is a whole gateway.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from dicom_gateway.database import metadata, open_database
+
+
+@contextmanager
+def a_postgresql() -> Iterator[str]:
+    """Runs a private PostgreSQL while the block lasts; gives an SQLAlchemy URL."""
+    initdb, pg_ctl = _program("initdb"), _program("pg_ctl")
+    if initdb is None or pg_ctl is None:
+        pytest.skip("PostgreSQL is not installed on this machine (Debian: postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="tritome-pg-", dir="/tmp"))
+    try:
+        user = _other_user(folder)
+        data = folder / "data"
+        _run([initdb, "-D", data, "-U", "tritome", "--auth=trust", "-E", "UTF8"], user)
+        options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+        _run([pg_ctl, "-D", data, "-w", "-l", folder / "log", "-o", options, "start"], user)
+        try:
+            yield f"postgresql+psycopg://tritome@/postgres?host={folder}"
+        finally:
+            _run([pg_ctl, "-D", data, "-m", "immediate", "stop"], user)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def an_empty_index(url: str) -> Iterator[sa.Engine]:
+    """Opens the database at `url` and empties it."""
+    engine = open_database(url)
+    with engine.begin() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(table.delete())
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _program(name: str) -> str | None:
+    places = [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
+
+
+def _other_user(folder: Path) -> str | None:
+    """PostgreSQL refuses to run as root; in a container the tests often are."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        os.chown(folder, entry.pw_uid, entry.pw_gid)
+        return name
+    return None
+
+
+def _run(command: list[str | Path], user: str | None) -> None:
+    subprocess.run(
+        [str(part) for part in command],
+        check=True,
+        cwd="/",
+        user=user,
+        stdin=subprocess.DEVNULL,
+        # A file, not a pipe: the server inherits it and would keep a pipe open.
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )

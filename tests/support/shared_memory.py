@@ -1,0 +1,40 @@
+"""A witness for /dev/shm: what was there before must be all that is there after.
+
+Triton, its Python stubs and the gateway's arena all live there, and a killed process
+leaves its part behind. Comes in: nothing. Goes out: names of what is new.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DEV_SHM = Path("/dev/shm")
+
+
+def dev_shm() -> frozenset[str]:
+    """The names in /dev/shm now."""
+    return frozenset(path.name for path in DEV_SHM.iterdir())
+
+
+@contextmanager
+def dev_shm_as_before(
+    *, prefixes: tuple[str, ...] = ("",), settle_s: float = 5.0
+) -> Iterator[frozenset[str]]:
+    """Fails when the block leaves something new in /dev/shm; gives what was there before.
+
+    Args:
+        prefixes: Only names that begin so count; other programs of the machine may use
+            the place at the same time.
+        settle_s: A process that was just stopped gets this long to clean up.
+    """
+    before = dev_shm()
+    yield before
+    deadline_s = time.monotonic() + settle_s
+    while left := sorted(name for name in dev_shm() - before if name.startswith(prefixes)):
+        if time.monotonic() > deadline_s:
+            msg = f"left behind in /dev/shm: {', '.join(left)}"
+            raise AssertionError(msg)
+        time.sleep(0.1)

@@ -1,0 +1,141 @@
+"""`kill -9` of every part at bad moments: nothing acknowledged is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pydicom
+import pytest
+
+from clients.demo.phantom_study import PhantomStudy, write_phantom_study
+from dicom_gateway.records import Job, JobState
+from ensemble_builder.server import TritonServer
+from tests.support.dicom import write_series
+from tests.support.patience import until
+from tests.support.peers import Storescp
+from tests.support.road import GatewayProcess, Pacs, a_gateway
+from tests.support.shared_memory import dev_shm
+
+pytestmark = pytest.mark.system
+MOMENTS = 10
+LONGEST_WAIT_S = 6.0
+"""A study of this size is delivered within about this time: kills fall all over its way."""
+
+
+@pytest.fixture(scope="module")
+def server(
+    repository_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
+    """A watched tritonserver that tests here may kill."""
+    before = dev_shm()
+    log = tmp_path_factory.mktemp("triton") / "triton.log"
+    with TritonServer(repository_root / "model_repository", log=log) as found:
+        yield found
+    left = [name for name in dev_shm() - before if name.startswith("tritome_")]
+    assert left == [], "the gateways and the server left shared memory behind"
+
+
+@pytest.fixture
+def gateway(
+    tmp_path: Path, server: TritonServer, receiving_pacs: Storescp
+) -> Iterator[GatewayProcess]:
+    """A gateway with one destination."""
+    pacs = Pacs("pacs", receiving_pacs.host, receiving_pacs.port, receiving_pacs.ae_title)
+    with a_gateway(tmp_path / "gateway", triton=server.grpc_url, pacs=[pacs]) as found:
+        yield found
+
+
+def _as_another_study(study: PhantomStudy, folder: Path, number: int) -> list[Path]:
+    """The same images under new UIDs."""
+    series = []
+    for path in study.files:
+        ds = pydicom.dcmread(path)
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+            setattr(ds, keyword, f"{ds[keyword].value[:55]}.{number}")
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        series.append(ds)
+    return write_series(folder, series)
+
+
+def test_a_killed_gateway_delivers_every_acknowledged_study_once(
+    gateway: GatewayProcess, chest_study: PhantomStudy, receiving_pacs: Storescp, tmp_path: Path
+) -> None:
+    """Ten kills at random moments after the last C-STORE response, ten results."""
+    rng = random.Random(20261120)
+    for number in range(1, MOMENTS + 1):
+        files = _as_another_study(chest_study, tmp_path / f"study{number}", number)
+        sent = gateway.send(files)
+        assert sent.exit_code == 0, sent.output
+        time.sleep(rng.uniform(0, LONGEST_WAIT_S))
+        gateway.kill()
+        gateway.start()
+    jobs = gateway.wait_for_jobs(MOMENTS, timeout_s=600)
+    assert [job.state for job in jobs] == [JobState.DELIVERED] * MOMENTS
+    results = [uid for job in jobs for uid in gateway.results(job)]
+    assert len(set(results)) == MOMENTS
+    received = [
+        pydicom.dcmread(path, stop_before_pixels=True) for path in receiving_pacs.received()
+    ]
+    # A kill between the PACS's answer and our note of it sends the same object once more.
+    assert {ds.SOPInstanceUID for ds in received} == set(results)
+    assert len({ds.ReferencedSeriesSequence[0].SeriesInstanceUID for ds in received}) == MOMENTS
+
+
+@pytest.fixture(scope="module")
+def long_study(tmp_path_factory: pytest.TempPathFactory) -> PhantomStudy:
+    """A chest on which inference takes seconds, so that a kill falls into it."""
+    folder = tmp_path_factory.mktemp("long")
+    return write_phantom_study(folder, seed=8, shape_kji=(90, 384, 384), spacing_mm=(3.5, 1.0, 1.0))
+
+
+def _wait_for_inference(gateway: GatewayProcess) -> Job:
+    """The one job, once its volume is assembled and Triton has it."""
+
+    def inferring() -> bool:
+        jobs = gateway.jobs()
+        return bool(jobs) and any(line.startswith("assembled") for line in gateway.story(jobs[0]))
+
+    until(inferring, timeout_s=120)
+    time.sleep(0.3)
+    (job,) = gateway.jobs()
+    assert job.state is JobState.RUNNING, "too late: the job has left Triton already"
+    return job
+
+
+@pytest.mark.parametrize("victim", ["lung_ct_preprocess", "lung_ct_inferer", "lung_ct_postprocess"])
+def test_a_stub_killed_in_mid_inference_costs_no_hand(
+    victim: str,
+    gateway: GatewayProcess,
+    server: TritonServer,
+    long_study: PhantomStudy,
+    receiving_pacs: Storescp,
+) -> None:
+    """The model is loaded again and the job delivered, once."""
+    assert gateway.send(long_study.files).exit_code == 0
+    _wait_for_inference(gateway)
+    children = psutil.Process(server.pid).children(recursive=True)
+    next(p for p in children if f"/{victim}/" in " ".join(p.cmdline())).kill()
+    (job,) = gateway.wait_for_jobs(1)
+    assert job.state is JobState.DELIVERED, gateway.log()
+    assert len(receiving_pacs.wait_for(1)) == 1
+
+
+def test_a_server_killed_in_mid_inference_costs_no_hand(
+    gateway: GatewayProcess,
+    server: TritonServer,
+    long_study: PhantomStudy,
+    receiving_pacs: Storescp,
+) -> None:
+    """The server is started again and the job delivered, once."""
+    assert gateway.send(long_study.files).exit_code == 0
+    _wait_for_inference(gateway)
+    os.kill(server.pid, signal.SIGKILL)
+    (job,) = gateway.wait_for_jobs(1)
+    assert job.state is JobState.DELIVERED, gateway.log()
+    assert len(receiving_pacs.wait_for(1)) == 1

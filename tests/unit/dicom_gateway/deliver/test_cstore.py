@@ -1,0 +1,145 @@
+"""One file to one peer, and what each answer means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from pydicom.uid import CTImageStorage, MRImageStorage
+
+from dicom_gateway.config import Destination
+from dicom_gateway.deliver.cstore import send
+from dicom_gateway.errors import (
+    DestinationRefused,
+    DestinationUnavailable,
+    EncodingFailed,
+    Permanent,
+    Retryable,
+)
+from tests.support.dicom import CANARY, a_ct_series, encoded, write_series
+from tests.support.peers import storescp
+from tests.support.processes import free_port
+from tests.support.scripted_pacs import HANG_UP, a_pacs
+
+# pynetdicom drops the socket of a connection that failed instead of closing it; CPython
+# closes it on the spot, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """One DICOM file, standing for a result."""
+    (path,) = write_series(tmp_path / "results", a_ct_series(frames=1))
+    return path
+
+
+def test_exactly_the_files_class_and_syntax_are_proposed_and_its_bytes_sent(file: Path):
+    """Nothing is converted on the way."""
+    with a_pacs() as pacs:
+        assert send(file, pacs.as_destination(), "TRITOME") == "accepted"
+
+    original = dcmread(file)
+    assert pacs.proposed == [(CTImageStorage, ("1.2.840.10008.1.2.1",))]
+    assert pacs.stored == [original.SOPInstanceUID]
+    assert pacs.datasets == [encoded(original)]
+
+
+def test_dcmtk_receives_it(file: Path, tmp_path: Path):
+    """A real peer writes the file that we sent."""
+    with storescp(tmp_path / "received", "PACS") as peer:
+        place = Destination(name="pacs", host_ip="127.0.0.1", port=peer.port, ae_title="PACS")
+        send(file, place, "TRITOME")
+
+        (received,) = peer.wait_for(1)
+
+    assert dcmread(received).SOPInstanceUID == dcmread(file).SOPInstanceUID
+
+
+@pytest.mark.parametrize("status", [0xB000, 0xB006, 0xB007])
+def test_a_warning_is_an_arrival_and_is_noted(file: Path, status: int):
+    """Coercion, discarded elements: the peer has it."""
+    with a_pacs([status]) as pacs:
+        note = send(file, pacs.as_destination(), "TRITOME")
+
+    assert note == f"accepted with warning 0x{status:04X}"
+
+
+def test_an_object_that_the_peer_has_already_is_an_arrival(file: Path):
+    """After a crash in the middle the same object is sent again."""
+    with a_pacs([0x0111]) as pacs:
+        assert "had the object already" in send(file, pacs.as_destination(), "TRITOME")
+
+
+@pytest.mark.parametrize("status", [0xA700, 0xA702, 0xA7FF, 0x0110, 0x0213, HANG_UP])
+def test_what_passes_by_itself_is_retryable(file: Path, status: int):
+    """Out of resources, busy, hung up."""
+    with a_pacs([status]) as pacs, pytest.raises(DestinationUnavailable):
+        send(file, pacs.as_destination(), "TRITOME")
+
+
+@pytest.mark.parametrize("status", [0xA900, 0xA901, 0xC000, 0xCFFF, 0x0122, 0x0124])
+def test_a_refusal_says_status_and_what_to_do(file: Path, status: int):
+    """Sending the same again gives the same."""
+    with a_pacs([status]) as pacs, pytest.raises(DestinationRefused) as refusal:
+        send(file, pacs.as_destination(), "TRITOME")
+
+    assert f"0x{status:04X}" in str(refusal.value)
+    assert "tritome jobs retry" in str(refusal.value)
+    assert CANARY not in str(refusal.value)
+
+
+def test_a_peer_that_does_not_take_the_class_refuses(file: Path):
+    """The sentence names the class to enable there."""
+    with a_pacs(takes=MRImageStorage) as pacs, pytest.raises(DestinationRefused) as refusal:
+        send(file, pacs.as_destination(), "TRITOME")
+
+    assert CTImageStorage in str(refusal.value)
+
+
+def test_a_rejected_association_is_tried_again_and_named(file: Path):
+    """Somebody is about to enter our AE title at the PACS."""
+    with a_pacs(called_ae_title="ELSE") as pacs, pytest.raises(DestinationUnavailable) as error:
+        send(file, pacs.as_destination(), "TRITOME")
+
+    assert "called ae title not recognised" in str(error.value)
+
+
+def test_nobody_listening_is_retryable(file: Path):
+    """The PACS is being restarted."""
+    place = Destination(name="pacs", host_ip="127.0.0.1", port=free_port(), ae_title="PACS")
+
+    with pytest.raises(DestinationUnavailable, match="can't be reached"):
+        send(file, place, "TRITOME")
+
+
+def test_a_lost_file_needs_a_person(tmp_path: Path):
+    """No peer can help with it."""
+    place = Destination(name="pacs", host_ip="127.0.0.1", port=free_port(), ae_title="PACS")
+    (tmp_path / "rubbish.dcm").write_bytes(b"no DICOM at all")
+
+    for name in ("gone.dcm", "rubbish.dcm"):
+        with pytest.raises(EncodingFailed) as error:
+            send(tmp_path / name, place, "TRITOME")
+        assert error.value.code == "result_missing"
+
+
+def test_every_status_is_an_arrival_or_has_a_place_in_the_tree(file: Path):
+    """No status of the 65536 is left without a meaning."""
+    from pydicom.dataset import Dataset  # noqa: PLC0415 - only this test
+
+    from dicom_gateway.deliver.cstore import read_answer  # noqa: PLC0415
+
+    place = Destination(name="pacs", host_ip="127.0.0.1", port=104, ae_title="PACS")
+    arrived = []
+    for status in range(0x10000):
+        answer = Dataset()
+        answer.Status = status
+        try:
+            read_answer(answer, place)
+        except (Retryable, Permanent):
+            continue
+        arrived.append(status)
+
+    warnings = [0x0001, 0x0107, 0x0111, 0x0116, *range(0xB000, 0xC000)]
+    assert arrived == [0x0000, *warnings]

@@ -1,0 +1,227 @@
+"""Results leave by their outbox, whatever the other destinations do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from pydicom import dcmread
+
+from dicom_gateway.config import Destination, ScuSettings
+from dicom_gateway.database import deliveries, jobs, now_s, transaction
+from dicom_gateway.deliver import Entries, Outbox
+from dicom_gateway.jobs import JobQueue
+from dicom_gateway.jobs.owner import this_process
+from dicom_gateway.records import DeliveryState, Job, JobState, Result
+from tests.support.dicom import a_ct_series, write_series
+from tests.support.jobs import a_job
+from tests.support.patience import until
+from tests.support.processes import free_port
+from tests.support.scripted_pacs import HANG_UP, a_pacs
+
+# pynetdicom drops the socket of a connection that failed instead of closing it; CPython
+# closes it on the spot, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+IMPATIENT = ScuSettings(retry_first_s=0.05, retry_max_s=0.2)
+
+
+@pytest.fixture
+def entries(engine: sa.Engine, tmp_path: Path) -> Entries:
+    """Outbox rows with little patience."""
+    return Entries(engine, tmp_path, IMPATIENT)
+
+
+def a_finished_job(
+    queue: JobQueue, engine: sa.Engine, folder: Path, *destinations: str
+) -> tuple[Job, str]:
+    """A job whose one result waits for its destinations; and the result's UID."""
+    a_job(queue, engine, folder, destinations=destinations)
+    job = queue.claim(this_process())
+    assert job is not None
+    (path,) = write_series(folder / "results" / job.job_id, a_ct_series(frames=1))
+    made = dcmread(path)
+    result = Result(
+        sop_instance_uid=made.SOPInstanceUID,
+        sop_class_uid=made.SOPClassUID,
+        job_id=job.job_id,
+        output="MASK",
+        path=path,
+        size_bytes=path.stat().st_size,
+    )
+    queue.finish(job, [result])
+    return job, str(made.SOPInstanceUID)
+
+
+@contextmanager
+def an_outbox(entries: Entries, destination: Destination) -> Iterator[Outbox]:
+    """Runs in a thread of its own while the block lasts."""
+    outbox = Outbox(entries, destination, "TRITOME")
+    thread = threading.Thread(target=outbox.run)
+    thread.start()
+    try:
+        yield outbox
+    finally:
+        outbox.stop()
+        thread.join()
+
+
+def _state(queue: JobQueue, job: Job) -> JobState | None:
+    shown = queue.show(job.job_id)
+    return shown and shown.state
+
+
+def test_the_last_delivery_makes_the_job_delivered(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """Not the first one; and the story tells who said what."""
+    job, uid = a_finished_job(queue, engine, tmp_path, "pacs", "archive")
+    with a_pacs() as pacs, a_pacs([0xB000]) as archive:
+        with an_outbox(entries, pacs.as_destination("pacs")):
+            until(lambda: pacs.stored == [uid])
+        assert _state(queue, job) is JobState.DELIVERING
+        with an_outbox(entries, archive.as_destination("archive")):
+            until(lambda: _state(queue, job) is JobState.DELIVERED)
+
+    notes = [line.note for line in queue.events(job.job_id) if line.stage == "sent"]
+    assert notes == ["pacs: accepted", "archive: accepted with warning 0xB000"]
+    assert queue.events(job.job_id)[-1].stage == "delivered"
+
+
+def test_a_result_is_sent_until_it_is_accepted(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """Out of resources, busy, hung up in the middle: the same object comes again."""
+    job, uid = a_finished_job(queue, engine, tmp_path, "pacs")
+    with (
+        a_pacs([0xA700, 0x0110, HANG_UP, 0xA701, 0x0000]) as pacs,
+        an_outbox(entries, pacs.as_destination()),
+    ):
+        until(lambda: _state(queue, job) is JobState.DELIVERED)
+
+    assert pacs.asked == [uid] * 5
+    assert pacs.stored == [uid]
+    (delivery,) = queue.deliveries(job.job_id)
+    assert (delivery.state, delivery.attempts) == (DeliveryState.DELIVERED, 5)
+
+
+def test_a_refused_result_fails_its_job_at_once_and_can_be_sent_again(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """A person sees code and reason; retry sends the same file without computing."""
+    job, uid = a_finished_job(queue, engine, tmp_path, "pacs")
+    with a_pacs([0xC000, 0x0000]) as pacs, an_outbox(entries, pacs.as_destination()):
+        until(lambda: _state(queue, job) is JobState.FAILED)
+        shown = queue.show(job.job_id)
+        assert shown is not None
+        assert shown.failure_code == "destination_refused"
+        assert "0xC000" in (shown.failure_reason or "")
+
+        assert queue.retry(job.job_id)
+        until(lambda: _state(queue, job) is JobState.DELIVERED)
+
+    assert pacs.asked == [uid, uid]
+
+
+def test_a_dead_destination_holds_up_nobody(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """One hangs and one is away; the third has everything meanwhile."""
+    made = [a_finished_job(queue, engine, tmp_path, "stuck", "away", "pacs") for _ in range(3)]
+    away = Destination(name="away", host_ip="127.0.0.1", port=free_port(), ae_title="PACS")
+    with a_pacs() as stuck, a_pacs() as pacs:
+        stuck.hold.clear()
+        with (
+            an_outbox(entries, stuck.as_destination("stuck")),
+            an_outbox(entries, away),
+            an_outbox(entries, pacs.as_destination("pacs")),
+        ):
+            until(lambda: sorted(pacs.stored) == sorted(uid for _, uid in made))
+            assert stuck.stored == []
+            stuck.hold.set()
+            until(lambda: sorted(stuck.stored) == sorted(uid for _, uid in made))
+
+    assert {_state(queue, job) for job, _ in made} == {JobState.DELIVERING}
+
+
+def test_what_one_destination_refused_still_goes_to_the_others(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """The job is failed and seen, and the other PACS has the result all the same."""
+    job, uid = a_finished_job(queue, engine, tmp_path, "strict", "pacs")
+    with a_pacs([0xA900]) as strict, a_pacs() as pacs:
+        with an_outbox(entries, strict.as_destination("strict")):
+            until(lambda: _state(queue, job) is JobState.FAILED)
+        with an_outbox(entries, pacs.as_destination("pacs")):
+            until(lambda: pacs.stored == [uid])
+
+    assert _state(queue, job) is JobState.FAILED
+
+
+def test_a_crash_in_the_middle_of_sending_sends_again(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """A claimed delivery that nobody ended is due again soon, under the same UID."""
+    job, uid = a_finished_job(queue, engine, tmp_path, "pacs")
+    assert entries.claim("pacs") is not None  # and then the process is killed
+
+    with a_pacs() as pacs, an_outbox(entries, pacs.as_destination()):
+        until(lambda: _state(queue, job) is JobState.DELIVERED)
+
+    assert pacs.stored == [uid]
+
+
+def test_a_delivery_is_given_up_after_its_time(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """A week without the PACS ends in front of a person."""
+    job, _ = a_finished_job(queue, engine, tmp_path, "pacs")
+    with transaction(engine) as connection:
+        connection.execute(deliveries.update().values(created_at_s=now_s() - 8 * 24 * 3600))
+    away = Destination(name="pacs", host_ip="127.0.0.1", port=free_port(), ae_title="PACS")
+
+    with an_outbox(entries, away):
+        until(lambda: _state(queue, job) is JobState.FAILED)
+
+    shown = queue.show(job.job_id)
+    assert shown is not None
+    assert shown.failure_code == "destination_unavailable"
+    assert "given up after 192 h" in (shown.failure_reason or "")
+
+
+def test_a_destination_taken_out_of_the_configuration_is_seen(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """Nobody would ever send it: the job fails with the name, and retry works once it is back."""
+    job, uid = a_finished_job(queue, engine, tmp_path, "pacs")
+
+    assert entries.fail_unknown_destinations(["archive"]) == 1
+
+    shown = queue.show(job.job_id)
+    assert shown is not None
+    assert shown.state is JobState.FAILED
+    assert "'pacs' is not in gateway.yaml any more" in (shown.failure_reason or "")
+    assert queue.retry(job.job_id)
+    with a_pacs() as pacs, an_outbox(entries, pacs.as_destination()):
+        until(lambda: pacs.stored == [uid])
+
+
+def test_a_cancelled_job_stays_cancelled_when_its_object_arrives(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """The object was on its way when the person said stop."""
+    job, uid = a_finished_job(queue, engine, tmp_path, "pacs")
+    with a_pacs() as pacs:
+        pacs.hold.clear()
+        with an_outbox(entries, pacs.as_destination()):
+            until(lambda: pacs.asked == [uid])
+            assert queue.cancel(job.job_id)
+            pacs.hold.set()
+
+    with transaction(engine) as connection:
+        state = connection.execute(sa.select(jobs.c.state)).scalar_one()
+    assert state == JobState.CANCELLED.value

@@ -1,0 +1,145 @@
+"""The contract as a record, and a sentence where it can't be one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dicom_gateway.errors import ContractMismatch
+from dicom_gateway.infer import read_contract
+from dicom_gateway.infer.contract import SeenContracts
+from dicom_gateway.records import CodedConcept
+
+LUNG = {"value": "39607008", "scheme_designator": "SCT", "meaning": "Lung"}
+ANATOMY = {
+    "value": "91723000",
+    "scheme_designator": "SCT",
+    "meaning": "Anatomical Structure",
+}
+LEFT = {"value": "7771000", "scheme_designator": "SCT", "meaning": "Left"}
+
+
+def a_document(**changes: Any) -> dict[str, Any]:
+    """A contract of schema version 1 with one segment."""
+    segment = {"label": 1, "name": "Left lung", "category": ANATOMY, "type": LUNG}
+    return {
+        "schema_version": 1,
+        "builder_version": "0.1.0",
+        "pipeline": "lung_ct",
+        "version": "1.0.0",
+        "description": "",
+        "intended_use": "",
+        "input": {"kind": "volume", "modality": "CT"},
+        "outputs": [
+            {
+                "name": "MASK",
+                "kind": "labelmap",
+                "datatype": "UINT8",
+                "dims": [-1, -1, -1],
+                "segments": [
+                    {
+                        **segment,
+                        "type_modifier": LEFT,
+                        "anatomic_region": None,
+                        "colour_rgb": [220, 90, 80],
+                    }
+                ],
+            }
+        ],
+        "peak_bytes_per_voxel": 40.0,
+        "weights": {"sha256": "ab", "license": "Apache-2.0", "source": "trained here"},
+        **changes,
+    }
+
+
+def test_a_contract_becomes_a_record():
+    """Every word of it arrives."""
+    contract = read_contract(json.dumps(a_document()), "lung_ct")
+
+    assert (contract.pipeline, contract.version, contract.modality) == ("lung_ct", "1.0.0", "CT")
+    (output,) = contract.outputs
+    assert (output.name, output.datatype, output.dims) == ("MASK", "UINT8", (-1, -1, -1))
+    (segment,) = output.segments
+    assert segment.type == CodedConcept("39607008", "SCT", "Lung")
+    assert segment.type_modifier == CodedConcept("7771000", "SCT", "Left")
+    assert segment.anatomic_region is None
+    assert segment.colour_rgb == (220, 90, 80)
+    assert contract.weights["license"] == "Apache-2.0"
+
+
+def test_the_builders_own_contract_is_read(repository_root: Path):
+    """What the other half writes is what this half understands."""
+    for path in sorted(repository_root.glob("model_repository/*/config.pbtxt")):
+        from google.protobuf import text_format  # noqa: PLC0415 - only this test
+        from tritonclient.grpc import model_config_pb2  # noqa: PLC0415
+
+        config = text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
+        if "contract" in config.parameters:
+            contract = read_contract(config.parameters["contract"].string_value, config.name)
+            assert contract.pipeline == config.name
+            assert contract.outputs
+
+
+@pytest.mark.parametrize(
+    ("version", "says", "remedy"),
+    [
+        (2, "has schema version 2", "update the gateway"),
+        ("3.1", "has schema version 3", "update the gateway"),
+        (0, "has schema version 0", "build the pipeline again"),
+        (None, "names no schema version", "build the pipeline again"),
+        (True, "names no schema version", "build the pipeline again"),
+    ],
+)
+def test_another_major_version_is_refused_with_one_sentence(
+    version: object, says: str, remedy: str
+):
+    """Which version it has, which one we speak, what to do."""
+    with pytest.raises(ContractMismatch) as refusal:
+        read_contract(json.dumps(a_document(schema_version=version)), "lung_ct")
+
+    assert str(refusal.value) == (
+        f"the contract of 'lung_ct' {says} and this gateway speaks 1; {remedy}"
+    )
+
+
+def test_a_later_minor_version_may_add_keys():
+    """1.x is still 1."""
+    document = a_document(schema_version="1.4", novelty={"of": "tomorrow"})
+
+    assert read_contract(json.dumps(document), "lung_ct").pipeline == "lung_ct"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "carries no contract"),
+        ("{", "is no JSON"),
+        ("[]", "names no schema version"),
+        (json.dumps(a_document(outputs=[])), "is wrong at outputs"),
+        (json.dumps(a_document(input={"kind": "film", "modality": "CT"})), "at input.kind"),
+    ],
+)
+def test_what_is_no_contract_is_refused_with_its_place(text: str, says: str):
+    """The sentence names the pipeline and what is wrong."""
+    with pytest.raises(ContractMismatch, match=says) as refusal:
+        read_contract(text, "lung_ct")
+
+    assert "lung_ct" in str(refusal.value)
+
+
+def test_a_contract_once_seen_is_known_after_a_restart(tmp_path: Path):
+    """Routing goes on while Triton is away."""
+    SeenContracts(tmp_path / "contracts").keep("lung_ct", "the text")
+
+    assert SeenContracts(tmp_path / "contracts").text("lung_ct") == "the text"
+    assert SeenContracts(tmp_path / "contracts").text("spleen_ct") is None
+
+
+def test_a_pipeline_name_never_leaves_the_folder(tmp_path: Path):
+    """The name comes from a file that people write."""
+    SeenContracts(tmp_path / "contracts").keep("../../evil", "the text")
+
+    assert [path.parent for path in tmp_path.rglob("*.json")] == [tmp_path / "contracts"]

@@ -1,0 +1,157 @@
+"""gateway.yaml: what a person writes, and what they are told when it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dicom_gateway.config import GatewaySettings, load_settings
+from dicom_gateway.errors import ConfigurationError
+from dicom_gateway.records import Priority
+
+GOOD = """
+dicom:
+  scp:
+    port: 11112
+    ae-titles:
+      - ae-title: LUNG
+        pipelines: [lung_ct]
+        destinations: [pacs]
+        priority: high
+    reject-unknown-sources: true
+    sources:
+      - ae-title: MODALITY
+        host-ip: 10.0.0.5
+  scu:
+    ae-title: TRITOME
+    destinations:
+      - name: pacs
+        host-ip: orthanc
+        port: 4242
+        ae-title: ORTHANC
+store:
+  folder: data
+"""
+
+
+def read(tmp_path: Path, text: str) -> GatewaySettings:
+    """The settings of a gateway.yaml with this text."""
+    path = tmp_path / "gateway.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_settings(path)
+
+
+def complaints(tmp_path: Path, text: str) -> list[str]:
+    """What a person is told, one line per mistake, without the path in front."""
+    with pytest.raises(ConfigurationError) as error:
+        read(tmp_path, text)
+    path = str(tmp_path / "gateway.yaml")
+    lines = str(error.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    return [line.removeprefix(f"{path}: ") for line in lines]
+
+
+def test_a_site_s_file_is_read(tmp_path: Path) -> None:
+    """Kebab-case keys, as in Clara's dicom-server-config.yaml."""
+    settings = read(tmp_path, GOOD)
+
+    (title,) = settings.dicom.scp.ae_titles
+    assert (title.ae_title, title.pipelines, title.priority) == (
+        "LUNG",
+        ("lung_ct",),
+        Priority.HIGH,
+    )
+    assert settings.dicom.scp.sources[0].host_ip == "10.0.0.5"
+    assert settings.dicom.scu.destinations[0].port == 4242
+
+
+def test_folders_are_relative_to_the_file(tmp_path: Path) -> None:
+    """So that it doesn't matter where the gateway is started from."""
+    settings = read(tmp_path, GOOD)
+
+    assert settings.store.folder == tmp_path.resolve() / "data"
+    assert settings.database_url == f"sqlite:///{tmp_path.resolve()}/data/index.sqlite"
+
+
+def test_a_database_url_of_its_own_is_taken(tmp_path: Path) -> None:
+    """For PostgreSQL."""
+    settings = read(tmp_path, GOOD + "  database-url: postgresql+psycopg://db/tritome\n")
+
+    assert settings.database_url == "postgresql+psycopg://db/tritome"
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "complaint"),
+    [
+        ("port: 11112", "prot: 11112", "dicom.scp.prot: unknown key; did you mean 'port'?"),
+        (
+            "destinations: [pacs]",
+            "destinations: [pcas]",
+            "'LUNG' sends to 'pcas', which is not among dicom.scu.destinations; did you mean "
+            "'pacs'?",
+        ),
+        ("ae-title: LUNG", "ae-title: A_TITLE_MUCH_TOO_LONG", "1 to 16 printable ASCII"),
+        ("ae-title: LUNG", 'ae-title: "LU\\\\NG"', "1 to 16 printable ASCII"),
+        ("host-ip: 10.0.0.5", "host-ip: scanner", "write an IP address such as 10.0.0.5"),
+        ("port: 11112", "port: 70000", "dicom.scp.port: "),
+        (
+            "pipelines: [lung_ct]",
+            "pipelines: []",
+            "dicom.scp.ae-titles.0.pipelines: list at least one",
+        ),
+        ("priority: high", "priority: urgent", "dicom.scp.ae-titles.0.priority: "),
+        (
+            "    sources:\n      - ae-title: MODALITY\n        host-ip: 10.0.0.5\n",
+            "",
+            "reject-unknown-sources is true but no source is listed",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(
+    tmp_path: Path, good: str, bad: str, complaint: str
+) -> None:
+    """File, place, and what to write instead."""
+    assert good in GOOD
+
+    (line,) = complaints(tmp_path, GOOD.replace(good, bad, 1))
+
+    assert complaint in line
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    """Nobody wants to mend one line per start."""
+    text = GOOD.replace("port: 11112", "port: 0x").replace("name: pacs", "name: 'The PACS'")
+
+    assert len(complaints(tmp_path, text)) == 2
+
+
+def test_a_title_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    """Which of the two would count?"""
+    again = "      - {ae-title: LUNG, pipelines: [lung_ct]}\n    reject-unknown"
+
+    (line,) = complaints(tmp_path, GOOD.replace("    reject-unknown", again, 1))
+
+    assert "the same AE title is listed twice" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("dicom: [", "no valid YAML"),
+        ("", "gateway.yaml: "),
+        ("dicom: {}", "dicom.scp: "),
+        ("- a\n- b\n", "gateway.yaml: "),
+    ],
+)
+def test_what_is_no_configuration_is_refused_by_name(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    """Broken YAML, an empty file, a list: each is told, none is a traceback."""
+    assert any(complaint in line for line in complaints(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """With the system's reason."""
+    with pytest.raises(ConfigurationError, match=r"absent\.yaml: can't be read"):
+        load_settings(tmp_path / "absent.yaml")
