@@ -49,7 +49,13 @@ Config = Annotated[
     Path, typer.Option("--config", "-c", help="The gateway's settings.", metavar="FILE")
 ]
 Repository = Annotated[
-    Path, typer.Option("--model-repository", "-m", help="What 'tritome build' wrote.")
+    Path,
+    typer.Option(
+        "--model-repository",
+        "-m",
+        envvar="TRITOME_MODEL_REPOSITORY",
+        help="What 'tritome build' wrote.",
+    ),
 ]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id, or the beginning of it.")]
 _CONFIG = Path("gateway.yaml")

@@ -21,6 +21,7 @@ MAX_CONTEXTS = 128
 
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 _PREAMBLE_BYTES = 128
+_NO_ANSWER = "the connection was lost before the peer answered"
 
 _REJECTIONS = {
     (1, 1): "it gave no reason",
@@ -226,15 +227,20 @@ def _send_batch(
         (str(cx.abstract_syntax), str(cx.transfer_syntax[0]))
         for cx in association.accepted_contexts
     }
+    lost = False
     try:
         for number, found in enumerate(batch):
             if found.context not in taken:
                 note(Outcome(found, None, _not_negotiated(found)))
-            elif not association.is_established:
+            elif lost or not association.is_established:
                 note(Outcome(found, None, "the connection was lost before this object was sent"))
             else:
                 # A message id is 16 bits and must be unique only among those in flight.
-                note(_store(association, found, message_id=number % 65535 + 1))
+                outcome = _store(association, found, message_id=number % 65535 + 1)
+                # pynetdicom may go on calling a dead association established for a moment,
+                # and would then wait for the next answer until the timeout.
+                lost = outcome.note == _NO_ANSWER
+                note(outcome)
     finally:
         if association.is_established:
             association.release()
@@ -281,7 +287,7 @@ def _store(association: Any, found: Found, message_id: int) -> Outcome:
     except (ValueError, RuntimeError, AttributeError, OSError) as error:
         return Outcome(found, None, f"the object could not be sent ({type(error).__name__})")
     if "Status" not in status:
-        return Outcome(found, None, "the connection was lost before the peer answered")
+        return Outcome(found, None, _NO_ANSWER)
     code = int(status.Status)
     if code == 0:
         return Outcome(found, code)

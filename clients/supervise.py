@@ -33,9 +33,11 @@ _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _STEADY_S = 30.0
 """A program that ran this long has started well; its next death is a first one again."""
-_TOO_MANY_DEATHS = 5
 _LAST_WORDS = 40
 _KILL_S = 5.0
+_YOUNG_S = 2.0
+"""A region younger than this may be another server's, made and not yet mapped."""
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Supervisor:
         on_line: Called with (program, line) for everything they say and for what the
             supervisor does with them; from several threads, one call at a time.
         stop_timeout_s: How long a program may take to end before it is killed.
+        too_many_deaths: In a row, each soon after its start; then it is given up.
     """
 
     def __init__(
@@ -63,10 +66,12 @@ class Supervisor:
         on_line: Callable[[str, str], None],
         *,
         stop_timeout_s: float = 45.0,
+        too_many_deaths: int = 5,
     ) -> None:
         self._programs = tuple(programs)
         self._on_line = on_line
         self._stop_timeout_s = stop_timeout_s
+        self._too_many_deaths = too_many_deaths
         self._mark = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -116,7 +121,7 @@ class Supervisor:
         """
         if self._gave_up is not None:
             raise ClientError(
-                f"{self._gave_up} ended {_TOO_MANY_DEATHS} times in a row. Its last words:\n"
+                f"{self._gave_up} ended {self._too_many_deaths} times in a row. Its last words:\n"
                 + self.last_words(self._gave_up)
             )
 
@@ -140,7 +145,7 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             deaths = 1 if time.monotonic() - started > _STEADY_S else deaths + 1
-            if deaths >= _TOO_MANY_DEATHS:
+            if deaths >= self._too_many_deaths:
                 self._say(program.name, f"ended with code {code}; given up")
                 self._gave_up = program.name
                 self._ended.set()
@@ -218,15 +223,50 @@ def ending_on_signals() -> Iterator[threading.Event]:
     A second Ctrl-C doesn't interrupt the cleaning up.
     """
     ended = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: ended.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in _ENDING}
     try:
         yield ended
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Turns the first Ctrl-C or SIGTERM into KeyboardInterrupt, and ignores the others.
+
+    For a command that waits inside a library: the cleaning up that follows the first
+    signal is not interrupted by the second.
+    """
+
+    def interrupt(*_: object) -> None:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_with_supervisor(every_s: float = 1.0) -> None:
+    """Makes a supervised process end itself, in order, when its supervisor is killed.
+
+    Does nothing in a process that no supervisor started.
+    """
+    if _MARK not in os.environ:
+        return
+    supervisor = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == supervisor:
+            time.sleep(every_s)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end with supervisor", daemon=True).start()
 
 
 def sweep_shared_memory(before: frozenset[str]) -> tuple[str, ...]:
@@ -238,13 +278,17 @@ def sweep_shared_memory(before: frozenset[str]) -> tuple[str, ...]:
     candidates = {name for name in _shared_memory_names() - before if name.startswith(LEFT_BEHIND)}
     if candidates:
         candidates -= _mapped_names()
-    for name in candidates:
+    removed: list[str] = []
+    for name in sorted(candidates):
+        path = SHARED_MEMORY / name
         with suppress(OSError):
-            (SHARED_MEMORY / name).unlink()
+            if time.time() - path.stat().st_mtime > _YOUNG_S:
+                path.unlink()
+                removed.append(name)
     # A living gateway locks its arena, so only those of dead ones go.
     from dicom_gateway.assemble.arena import remove_leftovers  # noqa: PLC0415
 
-    return (*sorted(candidates), *remove_leftovers(SHARED_MEMORY))
+    return (*removed, *remove_leftovers(SHARED_MEMORY))
 
 
 def _shared_memory_names() -> frozenset[str]:

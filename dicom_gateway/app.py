@@ -29,7 +29,7 @@ from dicom_gateway.config import GatewaySettings
 from dicom_gateway.database import open_database
 from dicom_gateway.deliver import Entries, Outbox
 from dicom_gateway.encode.segmentation import encode_segmentation
-from dicom_gateway.errors import ConfigurationError, DatabaseUnavailable, GatewayError
+from dicom_gateway.errors import ConfigurationError, GatewayError
 from dicom_gateway.infer import TritonClient
 from dicom_gateway.jobs import JobQueue, JobRun, Worker
 from dicom_gateway.judge import Judge
@@ -133,8 +133,13 @@ class Gateway:
                 if volume is not None:  # made, but its line in the story wasn't written
                     arena.free(volume.image)
                 raise
-            with run.stage("inferred", "x".join(str(n) for n in volume.shape_kji)):
+            with run.stage("inferred") as stage:
                 inference = triton.infer(volume, contract, arena, job.job_id, run.stop)
+                out_bytes = sum(labels.nbytes for labels in inference.labelmaps.values())
+                stage.note = (
+                    f"{'x'.join(str(n) for n in volume.shape_kji)}: {volume.image.size_bytes} "
+                    f"bytes in, {out_bytes} bytes out"
+                )
             with run.stage("encoded"):
                 return [
                     encode_segmentation(
@@ -258,7 +263,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     from dicom_gateway.config import load_settings  # noqa: PLC0415
 
-    parser = argparse.ArgumentParser(prog="python -m dicom_gateway", description=run.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m dicom_gateway", description="Runs one gateway until SIGTERM or SIGINT."
+    )
     parser.add_argument("--config", type=Path, default=Path("gateway.yaml"))
     parser.add_argument("--ready-file", type=Path)
     chosen = parser.parse_args(arguments)
@@ -267,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigurationError as error:
         print(error, file=sys.stderr)
         return 2
-    except (DatabaseUnavailable, GatewayError) as error:
+    except GatewayError as error:
         print(error, file=sys.stderr)
         return 1
 

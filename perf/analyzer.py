@@ -1,13 +1,13 @@
 """NVIDIA's perf_analyzer on one ensemble, over each of Triton's three roads.
 
-Comes in: a running server and a volume. Goes out: one measurement for each road, made of
-every request's own duration. The volume is a phantom, never zeros: an empty volume takes
-short cuts in the network and in the postprocessing.
+Comes in: a running server and a volume. Goes out: one measurement for each road. The volume
+is a phantom, never zeros: an empty volume takes short cuts in the network and in the
+postprocessing.
 """
 
 from __future__ import annotations
 
-import json
+import csv
 import os
 import subprocess
 from collections.abc import Iterator
@@ -114,19 +114,34 @@ class Analyzer:
         Raises:
             AnalyzerFailed: with perf_analyzer's own words.
         """
-        export = volume.folder.parent / f"{road.protocol}-{road.shared_memory}.json"
-        command = [str(self.program), *self._options(road, volume)]
-        command += ["-m", model, "-u", url, "--profile-export-file", str(export)]
-        # It can't leave out its first request by itself, so that one is dropped afterwards.
-        command += ["--request-count", str(requests + 1), "--concurrency-range", "1"]
+        self._run(road, [*self._target(road, model, url, volume), "--request-count", "1"])
+        table = volume.folder.parent / f"{road.protocol}-{road.shared_memory}.csv"
+        table.unlink(missing_ok=True)
+        # Not --profile-export-file, which has each request's duration, but writes every
+        # voxel beside it as decimal text.
+        output = self._run(
+            road,
+            [
+                *self._target(road, model, url, volume),
+                *("--request-count", str(requests), "--percentile", "25"),
+                *("--verbose-csv", "-f", str(table)),
+            ],
+        )
+        try:
+            p25_s, median_s, p90_s = read_percentiles(table)
+        except (OSError, KeyError, ValueError, IndexError) as error:
+            msg = f"perf_analyzer over {road.name} gave no figures:\n{output}"
+            raise AnalyzerFailed(msg) from error
+        name = f"{model} over {road.name}"
+        return Measurement(name, requests, p25_s, median_s, p90_s, volume.moved_bytes)
+
+    def _run(self, road: Road, arguments: list[str]) -> str:
         libraries = [str(folder) for folder in self.library_folders]
         libraries += filter(None, [os.environ.get("LD_LIBRARY_PATH")])
-        environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
-        export.unlink(missing_ok=True)
         try:
             answer = subprocess.run(
-                command,
-                env=environment,
+                [str(self.program), *arguments],
+                env={**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -136,18 +151,14 @@ class Analyzer:
         except subprocess.TimeoutExpired as error:
             msg = f"perf_analyzer over {road.name} took longer than {_TIMEOUT_S} s"
             raise AnalyzerFailed(msg) from error
-        if answer.returncode or not export.is_file():
+        if answer.returncode:
             msg = f"perf_analyzer over {road.name} gave no figures:\n{answer.stdout.strip()}"
             raise AnalyzerFailed(msg)
-        durations_s = tuple(durations(export))
-        if len(durations_s) < 2:
-            msg = f"perf_analyzer over {road.name} finished no request:\n{answer.stdout.strip()}"
-            raise AnalyzerFailed(msg)
-        name = f"{model} over {road.name}"
-        return Measurement(name, durations_s[1:], volume.moved_bytes)
+        return answer.stdout.strip()
 
     @staticmethod
-    def _options(road: Road, volume: VolumeInput) -> Iterator[str]:
+    def _target(road: Road, model: str, url: str, volume: VolumeInput) -> Iterator[str]:
+        yield from ("-m", model, "-u", url, "--concurrency-range", "1")
         slices, rows, columns = volume.shape_kji
         yield from ("-i", road.protocol, "--input-data", str(volume.folder))
         yield from ("--shape", f"IMAGE:{slices},{rows},{columns}")
@@ -157,13 +168,15 @@ class Analyzer:
             yield from ("--output-shared-memory-size", str(volume.voxels))
 
 
-def durations(export: Path) -> Iterator[float]:
-    """The duration in seconds of each request in a profile that perf_analyzer exported.
+def read_percentiles(table: Path) -> tuple[float, float, float]:
+    """The 25th, 50th and 90th percentile in seconds, from perf_analyzer's CSV report.
 
-    Source: perf_analyzer's profile export format: times are nanoseconds.
+    Source: perf_analyzer's documentation: one row for each load, latencies in microseconds.
     """
-    document = json.loads(export.read_text(encoding="utf-8"))
-    for experiment in document["experiments"]:
-        for request in sorted(experiment["requests"], key=lambda one: int(one["timestamp"])):
-            if request.get("response_timestamps"):
-                yield (request["response_timestamps"][-1] - request["timestamp"]) / 1e9
+    with table.open(encoding="utf-8", newline="") as file:
+        row = next(csv.DictReader(file), None)
+    if row is None:
+        msg = "the report has no row"
+        raise ValueError(msg)
+    p25_s, median_s, p90_s = (float(row[f"p{rank} latency"]) / 1e6 for rank in (25, 50, 90))
+    return p25_s, median_s, p90_s

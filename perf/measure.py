@@ -1,12 +1,13 @@
-"""What was measured: durations with their median and spread, and the machine they are from."""
+"""What was measured: a median with its spread, and the machine that it is from."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
-import statistics
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,40 +16,41 @@ import psutil
 
 @dataclass(frozen=True)
 class Measurement:
-    """The durations of one thing done again and again.
+    """How long one thing took, done again and again.
 
     Attributes:
-        durations_s: One for each repetition, at least one.
+        repetitions: How often it was done and counted.
+        p25_s: A quarter of the repetitions was at least so fast.
+        median_s: Half of them.
+        p90_s: Nine of ten.
         moved_bytes: What crosses between client and server in one repetition; None where
             that is not the point.
     """
 
     name: str
-    durations_s: tuple[float, ...]
+    repetitions: int
+    p25_s: float
+    median_s: float
+    p90_s: float
     moved_bytes: int | None = None
 
-    def __post_init__(self) -> None:
-        if not self.durations_s:
-            msg = f"'{self.name}' was measured not even once"
+    @classmethod
+    def of(cls, name: str, durations_s: Sequence[float]) -> Measurement:
+        """From single durations, in seconds.
+
+        Raises:
+            ValueError: when there are none.
+        """
+        if not durations_s:
+            msg = f"'{name}' was measured not even once"
             raise ValueError(msg)
+        ordered = sorted(durations_s)
 
-    @property
-    def median_s(self) -> float:
-        """Half of the repetitions were faster."""
-        return statistics.median(self.durations_s)
+        # The nearest rank, as perf_analyzer has it too, so that the rows compare.
+        def percentile(percent: int) -> float:
+            return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
-    @property
-    def quartiles_s(self) -> tuple[float, float]:
-        """The middle half of the repetitions lies between these."""
-        if len(self.durations_s) == 1:
-            return self.durations_s[0], self.durations_s[0]
-        first, _, third = statistics.quantiles(self.durations_s, n=4, method="inclusive")
-        return first, third
-
-    @property
-    def range_s(self) -> tuple[float, float]:
-        """The fastest and the slowest."""
-        return min(self.durations_s), max(self.durations_s)
+        return cls(name, len(ordered), percentile(25), percentile(50), percentile(90))
 
 
 def describe_machine() -> dict[str, str]:

@@ -5,6 +5,7 @@ Comes in: measurements. Goes out: `bench.md` and `bench.json` in a folder.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Report:
     def markdown(self) -> str:
         """The table, with the setting below it."""
         lines = [
-            "| what | n | median ms | middle half | whole range | moved MB |",
+            "| what | n | median ms | p25 ms | p90 ms | moved MB |",
             "|---|---:|---:|---:|---:|---:|",
         ]
         lines += [_row(measurement) for measurement in self.measurements]
@@ -36,20 +37,10 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def json(self) -> str:
-        """The same for programs, with every single duration."""
+        """The same for programs, in seconds."""
         document = {
             "setting": dict(self.setting),
-            "measurements": [
-                {
-                    "name": one.name,
-                    "median_s": one.median_s,
-                    "quartiles_s": one.quartiles_s,
-                    "range_s": one.range_s,
-                    "moved_bytes": one.moved_bytes,
-                    "durations_s": one.durations_s,
-                }
-                for one in self.measurements
-            ],
+            "measurements": [dataclasses.asdict(one) for one in self.measurements],
         }
         return json.dumps(document, indent=2) + "\n"
 
@@ -66,10 +57,10 @@ def _row(one: Measurement) -> str:
     moved = "" if one.moved_bytes is None else f"{one.moved_bytes / 1e6:.1f}"
     cells = (
         one.name,
-        str(len(one.durations_s)),
+        str(one.repetitions),
         _milliseconds(one.median_s),
-        "–".join(map(_milliseconds, one.quartiles_s)),
-        "–".join(map(_milliseconds, one.range_s)),
+        _milliseconds(one.p25_s),
+        _milliseconds(one.p90_s),
         moved,
     )
     return f"| {' | '.join(cells)} |"

@@ -150,7 +150,7 @@ def read_journal(journal: Path) -> list[Measurement]:
     for line in journal.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         durations_s[entry["name"]].append(entry["duration_s"])
-    return [Measurement(name, tuple(found[1:])) for name, found in durations_s.items()]
+    return [Measurement.of(name, found[1:]) for name, found in durations_s.items()]
 
 
 def _last_words(log: Path, lines: int = 30) -> str:

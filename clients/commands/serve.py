@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,7 +16,13 @@ from rich.text import Text
 
 from clients.console import out
 from clients.errors import ClientError
-from clients.supervise import Program, Supervisor, ending_on_signals
+from clients.supervise import (
+    Program,
+    Supervisor,
+    end_with_supervisor,
+    ending_on_signals,
+    interrupted_once,
+)
 from dicom_gateway.config import GatewaySettings, load_settings
 
 TRITON = "triton"
@@ -32,29 +37,31 @@ def run_triton(
     from ensemble_builder.server import TritonServer  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    with ending_on_signals() as ended:
-        server = TritonServer(
-            model_repository, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port
-        )
-        # Loading the models takes a while; Ctrl-C must not wait for it.
-        stopper = threading.Thread(target=_stop_when, args=(ended, server), daemon=True)
-        stopper.start()
-        server.start()
-        if ended.is_set():
-            stopper.join()
-            return
-        out.print(
-            f"Triton ({server.origin}) serves {model_repository} on "
-            f"gRPC {server.grpc_url}, HTTP {server.http_url}. Ctrl-C ends it."
-        )
-        server.wait()
-        stopper.join()
+    end_with_supervisor()
+    try:
+        with (
+            interrupted_once(),
+            TritonServer(
+                model_repository,
+                http_port=http_port,
+                grpc_port=grpc_port,
+                metrics_port=metrics_port,
+            ) as server,
+        ):
+            out.print(
+                f"Triton ({server.origin}) serves {model_repository} on "
+                f"gRPC {server.grpc_url}, HTTP {server.http_url}. Ctrl-C ends it."
+            )
+            server.wait()
+    except KeyboardInterrupt:
+        return
 
 
 def run_gateway(config: Path) -> None:
     """Runs the gateway in this process until Ctrl-C or SIGTERM."""
     from dicom_gateway.app import run  # noqa: PLC0415
 
+    end_with_supervisor()
     status = run(load_settings(config))
     if status:
         raise SystemExit(status)
@@ -103,8 +110,8 @@ def triton_program(
 
 
 def gateway_program(config: Path) -> Program:
-    """`python -m dicom_gateway` as a child process."""
-    command = (sys.executable, "-m", "dicom_gateway", "--config", str(config))
+    """`tritome gateway` as a child process."""
+    command = (sys.executable, "-m", "clients", "gateway", "--config", str(config))
     return Program(GATEWAY, command, _environment())
 
 
@@ -147,8 +154,3 @@ def _environment() -> Mapping[str, str]:
     # The children must import the same tritome as we do, from wherever we were started.
     here = str(Path(__file__).resolve().parents[2])
     return {"PYTHONPATH": here} if here not in sys.path[1:] else {}
-
-
-def _stop_when(ended: threading.Event, server: object) -> None:
-    ended.wait()
-    server.stop()  # type: ignore[attr-defined]

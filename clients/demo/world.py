@@ -160,7 +160,7 @@ def a_world(
             triton_program(model_repository, grpc_port=grpc, http_port=http, metrics_port=metrics),
             gateway_program(config),
         )
-        supervisor = stack.enter_context(Supervisor(programs, write))
+        supervisor = stack.enter_context(Supervisor(programs, write, too_many_deaths=2))
         peer = Peer("127.0.0.1", scp, CALLED, CALLING)
         yield World(peer, f"127.0.0.1:{grpc}", pacs, config, supervisor, patience)
 

@@ -9,13 +9,14 @@ it lies on the disk: what was made and checked is what arrives.
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pynetdicom
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 
 from dicom_gateway.config import Destination
@@ -72,7 +73,12 @@ def send(path: Path, destination: Destination, calling_ae_title: str) -> str:
     ae.network_timeout = _RESPONSE_TIMEOUT_S
     ae.dimse_timeout = _RESPONSE_TIMEOUT_S
     ae.add_requested_context(sop_class_uid, transfer_syntax_uid)
-    association = ae.associate(destination.host_ip, destination.port, ae_title=destination.ae_title)
+    association = ae.associate(
+        destination.host_ip,
+        destination.port,
+        ae_title=destination.ae_title,
+        evt_handlers=[(evt.EVT_CONN_OPEN, _without_delay)],
+    )
     try:
         if not association.is_established:
             raise _no_association(association, destination, str(sop_class_uid))
@@ -86,6 +92,13 @@ def send(path: Path, destination: Destination, calling_ae_title: str) -> str:
         if association.is_established:
             association.release()
     return read_answer(answer, destination)
+
+
+def _without_delay(event: evt.Event) -> None:
+    """Small PDUs go out at once; otherwise each waits for the peer's delayed acknowledgement."""
+    connection = event.assoc.dul.socket
+    if connection is not None and connection.socket is not None:
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def read_answer(answer: Dataset, destination: Destination) -> str:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from dicom_gateway.errors import DatabaseUnavailable, GatewayError, LeaseLost, Permanent, Retryable
 from dicom_gateway.jobs.owner import this_process
@@ -27,6 +28,13 @@ class InternalError(Permanent):
     code = "internal_error"
 
 
+@dataclass
+class Stage:
+    """One stage of a job under way; its note may be written while it runs."""
+
+    note: str = ""
+
+
 class JobRun:
     """One attempt at one job, as `process` sees it.
 
@@ -42,11 +50,12 @@ class JobRun:
         self._queue = queue
 
     @contextmanager
-    def stage(self, name: str, note: str = "") -> Iterator[None]:
+    def stage(self, name: str, note: str = "") -> Iterator[Stage]:
         """Measures a stage and writes it into the job's story when it succeeds."""
+        stage = Stage(note)
         started = time.monotonic()
-        yield
-        self._queue.add_event(self.job.job_id, name, note, time.monotonic() - started)
+        yield stage
+        self._queue.add_event(self.job.job_id, name, stage.note, time.monotonic() - started)
 
 
 Process = Callable[[JobRun], Sequence[Result]]

@@ -22,20 +22,23 @@ from ensemble_builder.server.find import FoundServer
 STUB_TIMEOUT_S = 120
 """The first import of torch and MONAI in a stub takes 5 to 13 s, more on a busy machine."""
 
-EXIT_TIMEOUT_S = 30
+EXIT_TIMEOUT_S = 20
+"""A server that once lost a stub never finds it unloaded and would wait for ever."""
 _SHM = Path("/dev/shm")  # noqa: S108 - where the python backend keeps its regions
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Loopback ports of one server."""
+    """Where one server listens."""
 
     http: int
     grpc: int
     metrics: int
+    host: str = "127.0.0.1"
+    """Loopback, unless Triton has a container to itself."""
 
     @staticmethod
-    def choose(http: int = 0, grpc: int = 0, metrics: int = 0) -> Ports:
+    def choose(http: int = 0, grpc: int = 0, metrics: int = 0, host: str = "127.0.0.1") -> Ports:
         """Fills in free ports for those given as 0."""
         held: list[socket.socket] = []
         try:
@@ -46,7 +49,7 @@ class Ports:
                 if port == 0:
                     probe.bind(("127.0.0.1", 0))
                 chosen.append(port or int(probe.getsockname()[1]))
-            return Ports(*chosen)
+            return Ports(chosen[0], chosen[1], chosen[2], host)
         finally:
             for probe in held:
                 probe.close()
@@ -83,11 +86,11 @@ class ServerProcess:
             ("--model-control-mode", "explicit"),
             ("--load-model", "*"),
             ("--disable-auto-complete-config", ""),
-            ("--http-address", "127.0.0.1"),
+            ("--http-address", ports.host),
             ("--http-port", str(ports.http)),
-            ("--grpc-address", "127.0.0.1"),
+            ("--grpc-address", ports.host),
             ("--grpc-port", str(ports.grpc)),
-            ("--metrics-address", "127.0.0.1"),
+            ("--metrics-address", ports.host),
             ("--metrics-port", str(ports.metrics)),
             ("--exit-timeout-secs", str(EXIT_TIMEOUT_S - 5)),
             ("--allow-client-shm", "true"),

@@ -41,6 +41,7 @@ class TritonServer:
         http_port: int = 0,
         grpc_port: int = 0,
         metrics_port: int = 0,
+        host: str = "127.0.0.1",
         log: Path | None = None,
         watch: bool = True,
     ) -> None:
@@ -51,6 +52,8 @@ class TritonServer:
             http_port: 0 chooses a free one; the same for the other two.
             grpc_port: See `http_port`.
             metrics_port: See `http_port`.
+            host: The address to listen on; another than loopback only where nobody else can
+                reach it, such as the inner network of containers.
             log: File for the server's output; ours where not given.
             watch: Whether to watch and restart.
 
@@ -59,7 +62,7 @@ class TritonServer:
         """
         self._found = find_tritonserver()
         self._repository = model_repository
-        self._ports = Ports.choose(http_port, grpc_port, metrics_port)
+        self._ports = Ports.choose(http_port, grpc_port, metrics_port, host)
         self._log_path = log
         self._log_file: IO[bytes] | None = None
         self._watch = watch

@@ -16,7 +16,15 @@ import pytest
 
 from clients import supervise
 from clients.errors import ClientError
-from clients.supervise import Program, Supervisor, ending_on_signals, sweep_shared_memory
+from clients.supervise import (
+    Program,
+    Supervisor,
+    end_with_supervisor,
+    ending_on_signals,
+    interrupted_once,
+    sweep_shared_memory,
+)
+from tests.support.patience import until
 from tests.support.shared_memory import dev_shm
 
 
@@ -144,6 +152,7 @@ def test_leftovers_in_shared_memory_are_removed_unless_somebody_maps_them() -> N
     )
     for path in (dead, alive, other):
         path.write_bytes(bytes(4096))
+        os.utime(path, (0, 0))
     holder = subprocess.Popen(
         [
             sys.executable,
@@ -165,6 +174,70 @@ def test_leftovers_in_shared_memory_are_removed_unless_somebody_maps_them() -> N
         holder.communicate()
         for path in (dead, alive, other):
             path.unlink(missing_ok=True)
+
+
+def test_a_region_that_was_just_made_is_left_alone() -> None:
+    """It may be another server's, who maps it in the next moment."""
+    young = Path("/dev/shm", f"tritome_stub_{os.getpid()}_test_young")
+    before = dev_shm()
+    young.touch()
+    try:
+        assert young.name not in sweep_shared_memory(before)
+        assert young.exists()
+    finally:
+        young.unlink()
+
+
+def test_a_supervised_process_ends_when_its_supervisor_is_killed() -> None:
+    """`kill -9` of `tritome up` leaves no server behind that holds the ports."""
+    child = (
+        "import signal, sys, time\n"
+        "from clients.supervise import end_with_supervisor\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('in order'))\n"
+        "end_with_supervisor(0.05); print('up', flush=True); time.sleep(600)"
+    )
+    parent = (
+        "import sys, time\n"
+        "from clients.supervise import Program, Supervisor\n"
+        f"programs = [Program('child', (sys.executable, '-c', {child!r}))]\n"
+        "with Supervisor(programs, lambda _, line: print(line, flush=True)) as supervisor:\n"
+        "    time.sleep(1)\n"
+        "    print(supervisor.process_id('child'), flush=True)\n"
+        "    time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[3],
+    ) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline().strip() for _ in range(2)]
+        pid = int(next(line for line in said if line != "up"))
+        assert "up" in said
+        process.kill()
+    until(lambda: not _runs(pid))
+
+
+def test_a_process_that_nobody_supervises_watches_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Started by hand, a command outlives the shell as any other does."""
+    monkeypatch.delenv("TRITOME_SUPERVISED", raising=False)
+    before = threading.active_count()
+    end_with_supervisor()
+    assert threading.active_count() == before
+
+
+def test_the_first_signal_interrupts_and_the_second_does_not() -> None:
+    """Cleaning up is done in peace."""
+    with pytest.raises(KeyboardInterrupt), interrupted_once():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
 
 
 def test_signals_become_an_event_and_the_old_handlers_come_back() -> None:

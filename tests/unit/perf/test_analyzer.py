@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from perf.analyzer import ROADS, Analyzer, AnalyzerFailed, durations, write_input
+from perf.analyzer import ROADS, Analyzer, AnalyzerFailed, read_percentiles, write_input
 
 
 def test_the_inputs_are_the_contracts_tensors(tmp_path: Path) -> None:
@@ -32,16 +31,22 @@ def test_an_empty_volume_is_refused(tmp_path: Path) -> None:
         write_input(tmp_path, np.zeros((2, 2, 2), np.int16), np.eye(4))
 
 
-def test_durations_come_in_the_order_of_sending(tmp_path: Path) -> None:
-    """The first one is the request that warms up, whatever order the export has."""
-    requests = [
-        {"timestamp": 5_000_000_000, "response_timestamps": [5_250_000_000]},
-        {"timestamp": 1_000_000_000, "response_timestamps": [3_000_000_000]},
-        {"timestamp": 9_000_000_000, "response_timestamps": []},
-    ]
-    export = tmp_path / "export.json"
-    export.write_text(json.dumps({"experiments": [{"requests": requests}]}), encoding="utf-8")
-    assert list(durations(export)) == [2.0, 0.25]
+def test_the_report_is_read_in_seconds(tmp_path: Path) -> None:
+    """perf_analyzer writes microseconds; the columns are found by name."""
+    report = tmp_path / "report.csv"
+    report.write_text(
+        "Concurrency,Inferences/Second,p25 latency,p50 latency,p90 latency,p99 latency\n"
+        "1,9.99,37549,47893,67552,174634\n",
+        encoding="utf-8",
+    )
+    assert read_percentiles(report) == (0.037549, 0.047893, 0.067552)
+
+
+def test_an_empty_report_is_no_measurement(tmp_path: Path) -> None:
+    """Where nothing was measured, no figure comes out."""
+    (tmp_path / "report.csv").write_text("Concurrency,p25 latency\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="no row"):
+        read_percentiles(tmp_path / "report.csv")
 
 
 def test_a_missing_program_says_how_to_get_it(tmp_path: Path) -> None:

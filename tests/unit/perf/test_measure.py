@@ -11,25 +11,26 @@ from perf.measure import Measurement, describe_machine
 
 def test_the_median_ignores_one_slow_repetition() -> None:
     """A single hiccup of a shared machine doesn't change the figure."""
-    assert Measurement("x", (1.0, 2.0, 90.0)).median_s == 2.0
+    assert Measurement.of("x", (1.0, 2.0, 90.0)).median_s == 2.0
 
 
-def test_the_spread_is_the_middle_half_and_the_whole_range() -> None:
-    """Both are there: how steady it is, and how bad it gets."""
-    found = Measurement("x", (5.0, 1.0, 2.0, 3.0, 4.0))
-    assert found.quartiles_s == (2.0, 4.0)
-    assert found.range_s == (1.0, 5.0)
+def test_percentiles_are_durations_that_really_happened() -> None:
+    """The nearest rank is taken, nothing is interpolated, and the order doesn't matter."""
+    found = Measurement.of("x", (10.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 1.0))
+    assert (found.p25_s, found.median_s, found.p90_s) == (3.0, 5.0, 9.0)
+    assert found.repetitions == 10
 
 
 def test_a_single_repetition_has_no_spread() -> None:
-    """One figure is its own quartiles."""
-    assert Measurement("x", (2.0,)).quartiles_s == (2.0, 2.0)
+    """One figure is its own percentiles."""
+    found = Measurement.of("x", (2.0,))
+    assert (found.p25_s, found.median_s, found.p90_s) == (2.0, 2.0, 2.0)
 
 
 def test_nothing_measured_is_an_error() -> None:
     """A table never shows a figure that nobody measured."""
     with pytest.raises(ValueError, match="'x' was measured not even once"):
-        Measurement("x", ())
+        Measurement.of("x", ())
 
 
 def test_the_machine_is_described_without_its_name() -> None:

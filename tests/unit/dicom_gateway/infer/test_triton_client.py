@@ -267,6 +267,23 @@ def test_regions_of_killed_gateways_are_forgotten(
     observer.close()
 
 
+def test_a_triton_that_does_not_share_our_memory_is_told_from_a_dead_one(
+    triton: SmallTriton, tmp_path: Path
+):
+    """Two containers without a common /dev/shm: the sentence says what to share."""
+    client = a_client(triton, tmp_path)
+    contract = client.contract("threshold")
+    with Arena(4 << 20, folder=tmp_path) as elsewhere:
+        client.use_arena(elsewhere)
+        volume, _ = a_volume(elsewhere)
+
+        with pytest.raises(TritonUnavailable, match="must share /dev/shm"):
+            client.infer(volume, contract, elsewhere, "a" * 32)
+
+        assert elsewhere.free_bytes == elsewhere.size_bytes
+    client.close()
+
+
 def test_a_killed_and_restarted_server_gets_the_arena_again(
     mortal_triton: SmallTriton, arena: Arena, tmp_path: Path
 ):
