@@ -180,6 +180,9 @@ def triton(
     http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8002,
+    host: Annotated[
+        str, typer.Option(help="Another address only where nobody else can reach it.")
+    ] = "127.0.0.1",
 ) -> None:
     """Run a Triton server on loopback, watch it, and restart what dies.
 
@@ -190,7 +193,11 @@ def triton(
     from clients.commands.serve import run_triton  # noqa: PLC0415
 
     run_triton(
-        model_repository, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port
+        model_repository,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        host=host,
     )
 
 

@@ -38,7 +38,6 @@ instances = sa.Table(
     sa.Column("modality", sa.String(16), nullable=False),
     sa.Column("path", sa.Text, nullable=False),  # relative to the store's folder
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
-    sa.Column("conflicts", sa.Boolean, nullable=False, default=False),
     sa.Column("received_at_s", sa.Double, nullable=False),
     sa.UniqueConstraint("sop_instance_uid", "sha256"),
     sa.Index("ix_instances_series", "series_instance_uid"),
@@ -52,6 +51,8 @@ arrivals = sa.Table(
     sa.Column("called_ae_title", sa.String(16), primary_key=True),
     sa.Column("calling_ae_title", sa.String(16), nullable=False),
     sa.Column("association_id", sa.String(32), nullable=False),
+    # Other bytes under this SOP Instance UID are the ones in use for this title.
+    sa.Column("conflicts", sa.Boolean, nullable=False, default=False),
     sa.Column("received_at_s", sa.Double, nullable=False),
 )
 
@@ -65,10 +66,22 @@ series = sa.Table(
     sa.Column("modality", sa.String(16), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),  # SeriesState
     sa.Column("reasons", sa.Text, nullable=False, default=""),  # why it was so decided
-    sa.Column("last_association_id", sa.String(32), nullable=False),
     sa.Column("last_arrival_at_s", sa.Double, nullable=False),
-    sa.Column("released_at_s", sa.Double),  # the last association ended
+    sa.Column("released_at_s", sa.Double),  # the last open association ended
+    sa.Column("broken_off", sa.Boolean, nullable=False, default=False),  # one was aborted or lost
+    # It was ignored or had failed before it was opened again: other bytes under a known SOP
+    # Instance UID are the corrected ones.
+    sa.Column("renewable", sa.Boolean, nullable=False, default=False),
     sa.Index("ix_series_state", "state"),
+)
+
+# Which associations are open just now, and what they have brought. None after a start.
+open_associations = sa.Table(
+    "open_associations",
+    metadata,
+    sa.Column("association_id", sa.String(32), primary_key=True),
+    sa.Column("series_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("called_ae_title", sa.String(16), primary_key=True),
 )
 
 jobs = sa.Table(

@@ -42,8 +42,8 @@ class Instance:
     Attributes:
         path: Absolute path of the DICOM file (PS3.10) inside the store.
         sha256: Hex digest of the data set as received.
-        conflicts: True when the same SOP Instance UID was already kept with other bytes;
-            such an instance is set apart and never used for a volume.
+        conflicts: True when other bytes under the same SOP Instance UID are in use for the
+            same called AE title; such an instance is set apart and not used for a volume.
     """
 
     sop_instance_uid: str

@@ -2,8 +2,7 @@
 # Build from the repository's root:
 #   docker build -f docker/triton.Dockerfile -t tritome-triton .
 #
-# 26.05 or later: older servers have known holes in client shared memory, and from 2.68 the
-# flag in CMD exists (an older server would refuse to start with it).
+# 26.05 or later: older servers have known holes in client shared memory.
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.05-py3
 FROM ${TRITON_IMAGE}
 
@@ -36,7 +35,6 @@ EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
     CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://127.0.0.1:8000/v2/health/ready"]
 
-CMD ["tritonserver", \
-     "--model-repository=/models", \
-     "--allow-client-shm=true", \
-     "--backend-config=python,stub-timeout-seconds=120"]
+# Not tritonserver itself: a model whose stub died is loaded again only by whoever watches.
+# All addresses: compose gives this container a network that only the gateway is in.
+CMD ["tritome", "triton", "--model-repository=/models", "--host=0.0.0.0"]

@@ -27,6 +27,9 @@ from ensemble_builder.version import BUILDER_VERSION
 BUILT_IN = Path(__file__).parent / "pipelines"
 CONFIG_NAMES = ("inference.json", "inference.yaml", "inference.yml")
 
+LARGEST_LABEL = 255
+"""MASK is UINT8."""
+
 TISSUE = Code(value="85756007", scheme_designator="SCT", meaning="Tissue")
 """What a segment is when its bundle names it but gives no code."""
 
@@ -198,23 +201,36 @@ def _model_name(name: str) -> str:
 
 
 def _segments(metadata: dict[str, Any], name: str) -> tuple[SegmentRow, ...]:
-    """The bundle's own `segments` table, or one row per channel it names."""
+    """The bundle's own `segments` table, or one row per channel it names.
+
+    Raises:
+        BundleError: no segment at all, one that can't be read, or more than UINT8 holds.
+    """
+    place = f"{name}: configs/metadata.json"
     stated = metadata.get("segments")
     try:
         if stated is not None:
-            return tuple(SegmentRow.model_validate(row) for row in stated)
-        channels = _first(metadata, "outputs").get("channel_def", {})
-        rows = sorted((int(label), str(text)) for label, text in channels.items())
-        return tuple(
-            SegmentRow(label=label, name=text[:64], category=TISSUE, type=TISSUE)
-            for label, text in rows
-            if label > 0
-        )
+            rows = tuple(SegmentRow.model_validate(row) for row in stated)
+        else:
+            channels = _first(metadata, "outputs").get("channel_def", {})
+            rows = tuple(
+                SegmentRow(label=label, name=text[:64], category=TISSUE, type=TISSUE)
+                for label, text in sorted((int(key), str(text)) for key, text in channels.items())
+                if label > 0
+            )
     except ValidationError as error:
         found = error.errors()[0]
-        place = ".".join(str(part) for part in found["loc"])
-        msg = f"{name}: configs/metadata.json: a row of segments: {place}: {found['msg']}"
+        where = ".".join(str(part) for part in found["loc"])
+        msg = f"{place}: a row of segments: {where}: {found['msg']}"
         raise BundleError(msg) from error
-    except (TypeError, ValueError) as error:
-        msg = f"{name}: configs/metadata.json: channel_def can't be read: {error}"
+    except (TypeError, ValueError, AttributeError) as error:
+        msg = f"{place}: segments or channel_def can't be read: {error}"
         raise BundleError(msg) from error
+    if not rows:
+        msg = f"{place}: names no segment; list them under 'segments', or outputs' channel_def"
+        raise BundleError(msg)
+    labels = [row.label for row in rows]
+    if max(labels) > LARGEST_LABEL or len(set(labels)) != len(labels):
+        msg = f"{place}: labels must be different and at most {LARGEST_LABEL}, not {labels}"
+        raise BundleError(msg)
+    return rows

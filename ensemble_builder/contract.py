@@ -8,7 +8,7 @@ JSON Schema. The gateway has a reader of its own and never imports this module.
 from __future__ import annotations
 
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +31,9 @@ class Code(_Part):
     meaning: str = Field(min_length=1, max_length=64)
 
 
+_Byte = Annotated[int, Field(ge=0, le=255)]
+
+
 class SegmentRow(_Part):
     """What one label value means (PS3.3 C.8.20.4)."""
 
@@ -40,7 +43,7 @@ class SegmentRow(_Part):
     type: Code
     type_modifier: Code | None = None
     anatomic_region: Code | None = None
-    colour_rgb: tuple[int, int, int] | None = None
+    colour_rgb: tuple[_Byte, _Byte, _Byte] | None = None
 
 
 class InputPart(_Part):

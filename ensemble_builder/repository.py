@@ -1,12 +1,13 @@
 """Writes planned models into a model repository: beside, synced, then renamed.
 
-A reader (Triton loading, a copy running) sees each model as it was or as it is, never half.
+A reader (Triton loading, a copy running) sees each model as it was or as it is, never half
+written. A build that is killed between two renames leaves a model out; building again mends it.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -25,15 +26,23 @@ def write(models: Iterable[Model], repository: Path) -> Iterator[tuple[Model, bo
     """
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        for model in models:
-            yield model, _write_model(model, repository)
-        _sync(repository)
+        # Beside the repository, not in it: Triton takes every folder there for a model, also
+        # one whose name begins with a dot, and doesn't start with a half-written one.
+        workshop = repository.resolve().parent / f".{repository.resolve().name}-building"
+        shutil.rmtree(workshop, ignore_errors=True)
+        workshop.mkdir()
+        try:
+            for model in models:
+                yield model, _write_model(model, repository, workshop)
+            _sync(repository)
+        finally:
+            shutil.rmtree(workshop, ignore_errors=True)
     except OSError as error:
         msg = f"{repository} can't be written: {error.strerror or error}"
         raise RepositoryError(msg) from error
 
 
-def _write_model(model: Model, repository: Path) -> bool:
+def _write_model(model: Model, repository: Path, workshop: Path) -> bool:
     target = repository / model.name
     contents = {
         name: found.read_bytes() if isinstance(found, Path) else found
@@ -41,19 +50,17 @@ def _write_model(model: Model, repository: Path) -> bool:
     }
     if _read(target) == contents:
         return False
-    # A leading dot keeps Triton from taking the unfinished folder for a model.
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=repository) as beside:
-        fresh = Path(beside) / "new"
-        for name, content in contents.items():
-            path = fresh / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            _sync(path)
-        for folder, _, _ in os.walk(fresh):
-            _sync(Path(folder))
-        if target.exists():
-            target.rename(Path(beside) / "old")
-        fresh.rename(target)
+    fresh, old = workshop / f"{model.name}.new", workshop / f"{model.name}.old"
+    for name, content in contents.items():
+        path = fresh / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        _sync(path)
+    for folder, _, _ in os.walk(fresh):
+        _sync(Path(folder))
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
     return True
 
 

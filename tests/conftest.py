@@ -21,12 +21,15 @@ def repository_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def triton_server(repository_root: Path) -> Iterator[TritonServer]:
+def triton_server(
+    repository_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
     """One real tritonserver with the checked-in model repository, shared by all tests.
 
     A test that kills or changes its server starts one of its own.
     """
     from ensemble_builder.server import TritonServer  # noqa: PLC0415 - pulls in torch's world
 
-    with TritonServer(model_repository=repository_root / "model_repository") as server:
+    log = tmp_path_factory.mktemp("triton") / "triton.log"
+    with TritonServer(repository_root / "model_repository", log=log) as server:
         yield server

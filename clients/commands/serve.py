@@ -31,7 +31,12 @@ _COLOURS = {TRITON: "green", GATEWAY: "cyan"}
 
 
 def run_triton(
-    model_repository: Path, *, http_port: int, grpc_port: int, metrics_port: int
+    model_repository: Path,
+    *,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    host: str = "127.0.0.1",
 ) -> None:
     """Launches a tritonserver, watches and restarts it, until Ctrl-C or SIGTERM."""
     from ensemble_builder.server import TritonServer  # noqa: PLC0415
@@ -46,6 +51,7 @@ def run_triton(
                 http_port=http_port,
                 grpc_port=grpc_port,
                 metrics_port=metrics_port,
+                host=host,
             ) as server,
         ):
             out.print(

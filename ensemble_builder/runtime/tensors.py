@@ -72,10 +72,13 @@ def answer(request: Any, compute: Callable[[Any], list[Any]]) -> Any:
     except InputError as error:
         return _error(str(error), "INVALID_ARG")
     except torch.cuda.OutOfMemoryError:
+        # Three stubs share the GPU: what this one keeps for later, another may need now.
+        torch.cuda.empty_cache()
         return _error("the GPU has too little free memory for this volume", "UNAVAILABLE")
-    except MemoryError:
-        return _error("this machine has too little free memory for this volume", "UNAVAILABLE")
-    except Exception:
+    except Exception as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            # torch raises a plain RuntimeError where the CPU's memory is used up.
+            return _error("this machine has too little free memory for this volume", "UNAVAILABLE")
         logging.getLogger(__name__).exception("a request failed")
         return _error("the model failed; the server's log has the reason", "INTERNAL")
 

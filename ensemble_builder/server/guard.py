@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -17,8 +18,8 @@ from pathlib import Path
 PATIENCE_S = 20.0
 
 
-def main(server_pid: int, shm_prefix: str) -> None:
-    """Waits, and clears up when it must: the process group, then its shared memory."""
+def main(server_pid: int, shm_prefix: str, scratch: str) -> None:
+    """Waits, and clears up when it must: the process group, its shared memory, its files."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.stdin.readline():
         return
@@ -31,7 +32,8 @@ def main(server_pid: int, shm_prefix: str) -> None:
         os.killpg(server_pid, signal.SIGKILL)
     for region in Path("/dev/shm").glob(f"{shm_prefix}*"):  # noqa: S108 - the backend's place
         region.unlink(missing_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])

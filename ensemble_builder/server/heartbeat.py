@@ -21,6 +21,17 @@ SHAPE_KJI = (24, 48, 48)
 SPACING_MM = (5.0, 5.0, 5.0)
 
 
+_CHANNEL = [
+    # Loopback never goes through a proxy of the site, and a server that comes back is
+    # noticed in a second: gRPC's own patience grows to two minutes.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Beat:
     """The outcome of one heartbeat.
@@ -29,36 +40,54 @@ class Beat:
         pipelines: The pipelines that answered rightly.
         failure: What went wrong, or None.
         dead_model: The model whose stub died, where the server says so.
-        timed_out: Nothing was wrong but the time; the server may just be busy.
+        busy: Nothing was wrong but the time or the memory of the moment.
     """
 
     pipelines: tuple[str, ...]
     failure: str | None = None
     dead_model: str | None = None
-    timed_out: bool = False
+    busy: bool = False
 
 
 class Heart:
-    """Asks one server over gRPC."""
+    """Asks one server over gRPC.
 
-    def __init__(self, grpc_url: str) -> None:
-        self._client = triton.InferenceServerClient(grpc_url)
+    Args:
+        grpc_url: host:port.
+        server_id: What the server was started with as `--id`, where it knows that flag: another
+            one on the same port is not ours. Empty where any will do.
+    """
+
+    def __init__(self, grpc_url: str, server_id: str = "") -> None:
+        self._client = triton.InferenceServerClient(grpc_url, channel_args=_CHANNEL)
+        self._server_id = server_id
+        self._expected: frozenset[str] = frozenset()
 
     def close(self) -> None:
         """Closes the channel."""
         self._client.close()
 
     def ready(self) -> bool:
-        """True when the server has loaded its models (which proves nothing later on)."""
+        """True when our server has loaded its models (which proves nothing later on)."""
         try:
-            return bool(self._client.is_server_ready(client_timeout=2))
+            if not self._client.is_server_ready(client_timeout=2):
+                return False
+            name = self._client.get_server_metadata(client_timeout=2).name
         except InferenceServerException:
             return False
+        return self._server_id in ("", name)
 
     def contracts(self) -> tuple[Contract, ...]:
-        """The contracts of all loaded pipelines."""
+        """The contracts of all loaded pipelines.
+
+        Raises:
+            InferenceServerException: the server doesn't answer.
+            ValueError: a contract that isn't one.
+        """
         found = []
         for model in self._client.get_model_repository_index(client_timeout=10).models:
+            if model.state != "READY":
+                continue  # the index lists every folder: also what was built since the start
             config: Any = self._client.get_model_config(model.name, client_timeout=10).config
             if PARAMETER in config.parameters:
                 text = config.parameters[PARAMETER].string_value
@@ -66,16 +95,23 @@ class Heart:
         return tuple(found)
 
     def beat(self, timeout_s: float) -> Beat:
-        """One inference through each pipeline."""
+        """One inference through each pipeline; one that once answered must go on to."""
         passed: list[str] = []
         try:
             for contract in self.contracts():
                 self._infer(contract, timeout_s)
                 passed.append(contract.pipeline)
         except InferenceServerException as error:
-            text = str(error.message())
-            late = "Deadline Exceeded" in text or str(error.status()).endswith("DEADLINE_EXCEEDED")
-            return Beat(tuple(passed), text, _dead_model(text), timed_out=late)
+            text, status = str(error.message()), str(error.status())
+            busy = status.endswith(("DEADLINE_EXCEEDED", "UNAVAILABLE")) or "Deadline" in text
+            dead = _dead_model(text)
+            return Beat(tuple(passed), text, dead, busy=busy and dead is None)
+        except ValueError as error:
+            return Beat(tuple(passed), f"a contract can't be read: {error}")
+        missing = self._expected - set(passed)
+        if missing:
+            return Beat(tuple(passed), f"no longer served: {', '.join(sorted(missing))}")
+        self._expected = frozenset(passed)
         return Beat(tuple(passed))
 
     def reload(self, model: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ensemble_builder.errors import ServerNotFound
+from ensemble_builder.errors import ServerFailed, ServerNotFound
 from ensemble_builder.server import guard as guard_script
 from ensemble_builder.server.find import FoundServer
 
@@ -54,6 +54,26 @@ class Ports:
             for probe in held:
                 probe.close()
 
+    def require_free(self) -> None:
+        """Looks whether the ports can be had.
+
+        Raises:
+            ServerFailed: one is in use, perhaps by another Triton.
+        """
+        for service in ("http", "grpc", "metrics"):
+            port = getattr(self, service)
+            with socket.socket() as probe:
+                # As servers do: connections of an earlier life that fade away don't count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((self.host, port))
+                except OSError as error:
+                    msg = (
+                        f"port {port} is in use or not allowed ({error.strerror}): end what "
+                        f"listens there (another Triton?) or choose another --{service}-port"
+                    )
+                    raise ServerFailed(msg) from error
+
 
 class ServerProcess:
     """A running tritonserver with its stubs; `stop` leaves nothing behind."""
@@ -64,24 +84,38 @@ class ServerProcess:
         """Starts it; it is not ready yet."""
         self._scratch = Path(tempfile.mkdtemp(prefix="tritome-triton-"))
         # A prefix of its own tells this run's leftovers in /dev/shm from anyone else's.
-        self._prefix = f"tritome_stub_{uuid.uuid4().hex[:12]}_"
-        command = self.command(found, repository, ports)
-        self._process = subprocess.Popen(
-            command,
-            env=os.environ | found.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT if log is not None else None,
-            start_new_session=True,  # Ctrl-C is for us; we end it in order
-        )
+        self.server_id = f"tritome_stub_{uuid.uuid4().hex[:12]}_"
+        try:
+            command = self.command(found, repository, ports)
+            self._process = subprocess.Popen(
+                command,
+                env=os.environ | found.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT if log is not None else None,
+                start_new_session=True,  # Ctrl-C is for us; we end it in order
+            )
+        except BaseException:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
         self.pid = self._process.pid
-        guard = [sys.executable, "-I", guard_script.__file__, str(self.pid), self._prefix]
-        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
+        what_to_clear = (str(self.pid), self.server_id, str(self._scratch))
+        try:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", guard_script.__file__, *what_to_clear],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.killpg(self.pid, signal.SIGKILL)
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
 
     def command(self, found: FoundServer, repository: Path, ports: Ports) -> list[str]:
         """The command line; flags that this server doesn't know are left out."""
         wanted: list[tuple[str, str]] = [
             ("--model-repository", str(repository.resolve())),
+            ("--id", self.server_id),
             # Explicit mode can load a model again after its stub died.
             ("--model-control-mode", "explicit"),
             ("--load-model", "*"),
@@ -95,7 +129,7 @@ class ServerProcess:
             ("--exit-timeout-secs", str(EXIT_TIMEOUT_S - 5)),
             ("--allow-client-shm", "true"),
             ("--backend-config", f"python,stub-timeout-seconds={STUB_TIMEOUT_S}"),
-            ("--backend-config", f"python,shm-region-prefix-name={self._prefix}"),
+            ("--backend-config", f"python,shm-region-prefix-name={self.server_id}"),
         ]
         if found.wheel is not None:
             wanted.append(("--backend-directory", str(_backends(found.wheel, self._scratch))))
@@ -113,10 +147,15 @@ class ServerProcess:
         """Its exit status, or None while it runs."""
         return self._process.poll()
 
+    def ask_to_end(self) -> None:
+        """Asks it to end; requests in flight are answered with an error."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
     def stop(self) -> None:
         """Ends it in order, or by force after a while; clears what it left in /dev/shm."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self.ask_to_end()
             try:
                 self._process.wait(EXIT_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -133,7 +172,7 @@ class ServerProcess:
         self._process.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # stubs outlive a killed server for a while
-        for region in _SHM.glob(f"{self._prefix}*"):
+        for region in _SHM.glob(f"{self.server_id}*"):
             region.unlink(missing_ok=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
         with contextlib.suppress(BrokenPipeError):

@@ -21,6 +21,7 @@ BEAT_EVERY_S = 5.0
 BEAT_TIMEOUT_S = 120.0
 BUSY_CPU_SHARE = 0.05
 """A server that used more of one core than this during a late heartbeat is busy, not hung."""
+TOO_MANY_BEATS = 2
 LONGEST_BACKOFF_S = 60.0
 
 _log = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ class TritonServer:
         self._ended = threading.Event()
         self._watcher: threading.Thread | None = None
         self._process: ServerProcess | None = None
-        self._heart = Heart(self.grpc_url)
+        self._heart: Heart | None = None
+        self._failed_beats = 0
         self.restarts = 0
         """How often the server was started again."""
         self.reloads = 0
@@ -135,10 +137,12 @@ class TritonServer:
     def stop(self) -> None:
         """Ends the watch and the server."""
         self._ended.set()
+        process = self._process
+        if process is not None:
+            process.ask_to_end()  # first of all: it ends the heartbeat that may be in flight
         if self._watcher is not None:
             self._watcher.join()
         self._stop_process()
-        self._heart.close()
         if self._log_file is not None:
             self._log_file.close()
 
@@ -148,10 +152,15 @@ class TritonServer:
             pass
 
     def _launch(self) -> None:
-        self._process = ServerProcess(self._found, self._repository, self._ports, self._log_file)
+        self._ports.require_free()
+        process = ServerProcess(self._found, self._repository, self._ports, self._log_file)
+        self._process = process
+        server_id = process.server_id if "--id" in self._found.flags else ""
+        heart = self._heart = Heart(self.grpc_url, server_id)
+        self._failed_beats = 0
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._heart.ready():
-            status = self._process.ended()
+        while not heart.ready():
+            status = process.ended()
             if status is not None:
                 msg = f"tritonserver ended with status {status} at start{self._last_words()}"
                 raise ServerFailed(msg)
@@ -160,7 +169,9 @@ class TritonServer:
                 raise ServerFailed(msg)
             if self._ended.wait(0.2):
                 return
-        beat = self._heart.beat(START_TIMEOUT_S)
+        beat = heart.beat(START_TIMEOUT_S)
+        if self._ended.is_set():
+            return
         if beat.failure is not None:
             msg = f"tritonserver started, but doesn't compute: {beat.failure}{self._last_words()}"
             raise ServerFailed(msg)
@@ -175,31 +186,46 @@ class TritonServer:
                 else:
                     self._check()
                 backoff_s = 1.0
-            except (ServerFailed, InferenceServerException) as error:
+            except Exception as error:  # noqa: BLE001 - a thread's edge: it must go on watching
                 _log.error("tritonserver can't be brought back yet: %s", error)
                 self._stop_process()
                 self._ended.wait(backoff_s)
                 backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
 
     def _check(self) -> None:
+        heart = self._heart
+        assert heart is not None
         before_s, started = self._cpu_s(), time.monotonic()
-        beat = self._heart.beat(BEAT_TIMEOUT_S)
-        if beat.failure is None or self._ended.is_set() or not self._alive():
+        beat = heart.beat(BEAT_TIMEOUT_S)
+        if self._ended.is_set() or not self._alive():
             return
-        if beat.timed_out:
+        if beat.failure is None:
+            self._failed_beats = 0
+        elif beat.dead_model is not None:
+            self._reload(heart, beat.dead_model)
+        elif beat.busy:
+            # Working on something large, or short of memory because of it: no reason to
+            # kill it and the job with it. Idle and silent is another matter.
             share = (self._cpu_s() - before_s) / (time.monotonic() - started)
             if share < BUSY_CPU_SHARE:
-                self._restart(f"no heartbeat within {BEAT_TIMEOUT_S:.0f} s and idle: hung")
-            return
-        if beat.dead_model is None:
-            self._restart(f"the heartbeat failed: {beat.failure}")
-            return
-        _log.warning("the stub of %s died; the model is loaded again", beat.dead_model)
+                self._failed(beat.failure)
+        else:
+            self._failed(beat.failure)
+
+    def _failed(self, failure: str) -> None:
+        """One failed beat may be an accident of the moment; several in a row are not."""
+        self._failed_beats += 1
+        _log.warning("heartbeat %d of %d failed: %s", self._failed_beats, TOO_MANY_BEATS, failure)
+        if self._failed_beats >= TOO_MANY_BEATS:
+            self._restart(f"doesn't compute any more ({failure})")
+
+    def _reload(self, heart: Heart, model: str) -> None:
+        _log.warning("the stub of %s died; the model is loaded again", model)
         try:
-            self._heart.reload(beat.dead_model)
+            heart.reload(model)
             self.reloads += 1
         except InferenceServerException as error:
-            self._restart(f"{beat.dead_model} can't be loaded again: {error.message()}")
+            self._restart(f"can't load {model} again ({error.message()})")
 
     def _restart(self, reason: str) -> None:
         _log.warning("tritonserver %s; starting it again", reason)
@@ -212,6 +238,9 @@ class TritonServer:
 
     def _stop_process(self, *, by_force: bool = False) -> None:
         process, self._process = self._process, None
+        heart, self._heart = self._heart, None
+        if heart is not None:
+            heart.close()
         if process is None:
             return
         if by_force:

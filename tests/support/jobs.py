@@ -58,7 +58,6 @@ def a_kept_instance(engine: sa.Engine, folder: Path, study: str, series: str) ->
                 modality=one.modality,
                 path=one.path.name,
                 size_bytes=one.size_bytes,
-                conflicts=False,
                 received_at_s=now_s(),
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from ensemble_builder.build import build
 from ensemble_builder.errors import ServerFailed, ServerNotFound
 from ensemble_builder.server import TritonServer, find_tritonserver
+from ensemble_builder.server.heartbeat import Heart
 from ensemble_builder.verify import compare, reference, served
 from tests.support.bundles import a_segmentation_bundle
 from tests.support.volumes import an_oblique_volume
@@ -55,6 +57,14 @@ def _stub(server: TritonServer, model: str) -> psutil.Process:
     return next(p for p in children if f"/{model}/" in " ".join(p.cmdline()))
 
 
+def _regions_of(pid: int) -> list[Path]:
+    """The shared memory that a server maps for its stubs."""
+    maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+    return sorted(
+        {Path(line.split()[-1]) for line in maps.splitlines() if "/tritome_stub_" in line}
+    )
+
+
 def _runs(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)  # a container's init may not reap
@@ -86,6 +96,47 @@ def test_a_bad_input_is_the_client_s_fault_and_says_which(server: TritonServer) 
         served(server.grpc_url, "small", volume)
     assert "INVALID_ARGUMENT" in str(refused.value.status())
     assert "Traceback" not in str(refused.value)
+
+
+def test_building_into_the_served_repository_disturbs_nobody(
+    server: TritonServer, bundle: Path, repository: Path
+) -> None:
+    """What was built since the start isn't loaded yet; the heartbeat doesn't mind."""
+    list(build(bundle, repository, runtime="torch", name="another"))
+    (repository / "an_empty_folder").mkdir()
+    heart = Heart(server.grpc_url)
+    try:
+        beat = heart.beat(60)
+    finally:
+        heart.close()
+        for name in (
+            "another",
+            *(f"another_{s}" for s in ("preprocess", "inferer", "postprocess")),
+        ):
+            shutil.rmtree(repository / name)
+        (repository / "an_empty_folder").rmdir()
+    assert (beat.pipelines, beat.failure) == (("small",), None)
+
+
+def test_a_port_in_use_is_named_at_start(server: TritonServer, repository: Path) -> None:
+    """Another Triton on the port isn't taken for ours."""
+    port = int(server.grpc_url.rpartition(":")[2])
+    second = TritonServer(repository, grpc_port=port)
+    with pytest.raises(ServerFailed, match=f"port {port} is in use .* --grpc-port"):
+        second.start()
+    second.stop()
+
+
+def test_a_proxy_of_the_site_is_not_asked_for_loopback(
+    server: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """http_proxy in the environment, as in most hospitals, doesn't hide the server."""
+    for name in ("http_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    heart = Heart(server.grpc_url)
+    assert heart.ready()
+    heart.close()
 
 
 def test_a_killed_stub_is_replaced_without_a_hand(server: TritonServer, bundle: Path) -> None:
@@ -127,11 +178,14 @@ def test_nothing_is_left_when_we_are_killed(repository: Path, tmp_path: Path) ->
         server = psutil.Process(int(ours.stdout.readline()))
         family = [server, *server.children(recursive=True)]
         assert len(family) >= 4
+        regions = _regions_of(server.pid)
+        assert regions
     finally:
         ours.kill()
         ours.wait()
         ours.stdout.close()
     _until(lambda: not any(_runs(process) for process in family), "something still runs")
+    _until(lambda: not any(region.exists() for region in regions), "shared memory is left")
 
 
 def test_an_empty_repository_says_what_to_build(tmp_path: Path) -> None:

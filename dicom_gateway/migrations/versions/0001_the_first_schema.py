@@ -26,7 +26,6 @@ def upgrade() -> None:
         sa.Column("modality", sa.String(length=16), nullable=False),
         sa.Column("path", sa.Text(), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("conflicts", sa.Boolean(), nullable=False),
         sa.Column("received_at_s", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("sop_instance_uid", "sha256"),
@@ -71,13 +70,22 @@ def upgrade() -> None:
         sa.Column("modality", sa.String(length=16), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("reasons", sa.Text(), nullable=False),
-        sa.Column("last_association_id", sa.String(length=32), nullable=False),
         sa.Column("last_arrival_at_s", sa.Double(), nullable=False),
         sa.Column("released_at_s", sa.Double(), nullable=True),
+        sa.Column("broken_off", sa.Boolean(), nullable=False),
+        sa.Column("renewable", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("series_instance_uid", "called_ae_title"),
     )
     with op.batch_alter_table("series", schema=None) as batch_op:
         batch_op.create_index("ix_series_state", ["state"], unique=False)
+
+    op.create_table(
+        "open_associations",
+        sa.Column("association_id", sa.String(length=32), nullable=False),
+        sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("called_ae_title", sa.String(length=16), nullable=False),
+        sa.PrimaryKeyConstraint("association_id", "series_instance_uid", "called_ae_title"),
+    )
 
     op.create_table(
         "arrivals",
@@ -85,6 +93,7 @@ def upgrade() -> None:
         sa.Column("called_ae_title", sa.String(length=16), nullable=False),
         sa.Column("calling_ae_title", sa.String(length=16), nullable=False),
         sa.Column("association_id", sa.String(length=32), nullable=False),
+        sa.Column("conflicts", sa.Boolean(), nullable=False),
         sa.Column("received_at_s", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(
             ["instance_id"],
@@ -191,6 +200,7 @@ def downgrade() -> None:
     with op.batch_alter_table("series", schema=None) as batch_op:
         batch_op.drop_index("ix_series_state")
 
+    op.drop_table("open_associations")
     op.drop_table("series")
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.drop_index("ix_jobs_claim")

@@ -25,7 +25,6 @@ A_SERIES = {
     "modality": "CT",
     "state": "receiving",
     "reasons": "",
-    "last_association_id": "a1",
     "last_arrival_at_s": 0.0,
 }
 

@@ -105,6 +105,50 @@ def test_bad_metadata_is_named(tmp_path: Path) -> None:
         read_bundle(folder)
 
 
+_CODE = {"value": "1", "scheme_designator": "SCT", "meaning": "a"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({"segments": []}, "names no segment"),
+        (
+            {
+                "segments": [
+                    {"label": n, "name": "a", "category": _CODE, "type": _CODE} for n in (1, 1)
+                ]
+            },
+            "different",
+        ),
+        (
+            {"segments": [{"label": 300, "name": "a", "category": _CODE, "type": _CODE}]},
+            "at most 255",
+        ),
+        (
+            {
+                "segments": [
+                    {
+                        "label": 1,
+                        "name": "a",
+                        "category": _CODE,
+                        "type": _CODE,
+                        "colour_rgb": [900, 0, 0],
+                    }
+                ]
+            },
+            "colour_rgb",
+        ),
+    ],
+)
+def test_a_segment_table_that_can_t_be_served_is_refused(
+    tmp_path: Path, metadata: dict[str, Any], reason: str
+) -> None:
+    """MASK is UINT8; labels are different; there is at least one; colours are bytes."""
+    folder = a_segmentation_bundle(tmp_path / "b", metadata=metadata)
+    with pytest.raises(BundleError, match=reason):
+        read_bundle(folder)
+
+
 @pytest.mark.parametrize("name", ["no_such_bundle", "../lung_ct", "lung_ct/configs"])
 def test_an_unknown_bundle_lists_the_built_in_ones(name: str) -> None:
     """A name that is neither a bundle's folder nor built in says what is built in."""

