@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from ensemble_builder.phantoms.canvas import Floats, Point, Pose
@@ -93,13 +94,20 @@ def draw_coverage(
     """
     if region is None:
         names = list(_REGIONS)
-        region = names[int(rng.choice(len(names), p=[0.5, 0.16, 0.09, 0.09, 0.08, 0.08]))]
+        region = names[int(rng.choice(len(names), p=[0.48, 0.15, 0.09, 0.09, 0.08, 0.11]))]
     centre, length = _REGIONS[region]
     return (
         float(rng.uniform(*centre)),
         float(rng.uniform(*length)),
         float(rng.choice([rng.uniform(290, 360), rng.uniform(340, 430), rng.uniform(420, 510)])),
     )
+
+
+def shift_slabs(volume: NDArray[np.generic], protocol: Acquisition) -> None:
+    """Displace the slabs of a stepped scan in `volume` [K, J, I], image or labels, in place."""
+    for at, shift, _ in protocol.seams:
+        k = int(at * volume.shape[0])
+        volume[k:] = np.roll(volume[k:], shift, axis=1 + (k % 2))
 
 
 def scan(
@@ -128,9 +136,9 @@ def scan(
         hu = ndimage.gaussian_filter(hu, (0.25, protocol.blur, protocol.blur), truncate=3)
     if protocol.sharpen:
         hu += protocol.sharpen * (hu - ndimage.gaussian_filter(hu, (0, 1.2, 1.2), truncate=2))
-    for at, shift, step in protocol.seams:
-        k = int(at * hu.shape[0])
-        hu[k:] = np.roll(hu[k:], shift, axis=1 + (k % 2)) + np.float32(step)
+    shift_slabs(hu, protocol)
+    for at, _, step in protocol.seams:
+        hu[int(at * hu.shape[0]) :] += np.float32(step)
     if protocol.noise_hu:
         grain = rng.standard_normal(hu.shape, np.float32)
         if protocol.noise_width:

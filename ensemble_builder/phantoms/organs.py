@@ -24,7 +24,8 @@ def paint_mediastinum(canvas: Canvas, patient: Patient, rng: np.random.Generator
     top = patient.apex_z
     canvas.ellipsoid(Tissue.MEDIASTINUM, (0, 4, -10), (half, depth, 85))
     # The thoracic inlet, where the mediastinum fills all between the lung tips.
-    canvas.ellipsoid(Tissue.MEDIASTINUM, (0, 4, top), (30, 38, 55))
+    inlet = _between(rng, 19, 33)
+    canvas.ellipsoid(Tissue.MEDIASTINUM, (0, 4, top), (inlet, 38, 55))
     canvas.ellipsoid(Tissue.MUSCLE, (0, 16, top + 10), (26, 30, 40), only=(Tissue.MEDIASTINUM,))
     if rng.random() < 0.25:
         canvas.ellipsoid(
@@ -109,13 +110,14 @@ def paint_mediastinum(canvas: Canvas, patient: Patient, rng: np.random.Generator
 def paint_airways(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
     """Throat, windpipe and main bronchi with their walls; their air is no lung."""
     r = patient.trachea_r
-    y, x = _between(rng, 4, 16), _between(rng, -8, 4)
-    wall = _between(rng, 1.2, 2.6)
+    # An aorta pushes the windpipe to the right, often until only its wall parts it from the lung.
+    y, x = _between(rng, 0, 20), _between(rng, -20, 6)
+    wall = _between(rng, 0.9, 2.6)
     bronchus = r * _between(rng, 0.62, 0.85)
     spread = _between(rng, 0.85, 1.3)
     runs: list[tuple[list[Point], list[float]]] = [
         (
-            [(x + 3, y - 14, 160), (x + 2, y - 6, 95), (x, y, 40), (0, y + 4, 2)],
+            [(x / 2, y - 14, 160), (x, y - 6, 95), (x, y, 40), (0, y + 4, 2)],
             [r, r, r, r * 1.05],
         ),
         (

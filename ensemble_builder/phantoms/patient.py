@@ -77,7 +77,7 @@ class Patient:
     def draw(cls, rng: np.random.Generator) -> Patient:
         """Draw a patient; the same state of `rng` gives the same patient."""
         # Breathed out, scarred or drowned lungs are rare, and are what fixed thresholds miss.
-        lung_hu = _between(rng, -905, -760) if rng.random() < 0.8 else _between(rng, -780, -640)
+        lung_hu = _between(rng, -945, -760) if rng.random() < 0.8 else _between(rng, -780, -640)
         right_dome = _between(rng, -135, -45)
         effusion = [0.0, 0.0]
         if rng.random() < 0.15:

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_builder.phantoms.acquisition import Acquisition, Region, draw_coverage, scan
+from ensemble_builder.phantoms.acquisition import (
+    Acquisition,
+    Region,
+    draw_coverage,
+    scan,
+    shift_slabs,
+)
 from ensemble_builder.phantoms.canvas import Canvas, Point, Pose
 from ensemble_builder.phantoms.lungs import paint_disease, paint_trees, shade_lungs
 from ensemble_builder.phantoms.organs import (
@@ -106,6 +112,7 @@ def thorax_phantom(
     shoulder = np.exp(-(((height - body.apex_z) / 45) ** 2)).astype(np.float32)
     image = scan(hu, protocol, rng, thin=thin, shoulder=shoulder)
     labels = _thick_labels(canvas.labels, thin)
+    shift_slabs(labels, protocol)
     stored, truth = np.rint(image).astype(np.int16), labels
     affine = _affine(shape_kji, spacing_mm)
     for axis, flip in enumerate(flip_kji):

@@ -22,6 +22,7 @@ from ensemble_builder.server import TritonServer, find_tritonserver
 from ensemble_builder.server.heartbeat import Heart
 from ensemble_builder.verify import compare, reference, served
 from tests.support.bundles import a_segmentation_bundle
+from tests.support.small_triton import SmallTriton
 from tests.support.volumes import an_oblique_volume
 
 pytestmark = [
@@ -162,6 +163,15 @@ def test_a_killed_server_is_started_again(server: TritonServer) -> None:
     client.close()
     assert server.pid != pid
     assert not regions & set(Path("/dev/shm").glob("tritome_stub_*"))
+
+
+def test_a_launch_by_hand_serves_the_checked_in_repository(
+    repository_root: Path, tmp_path: Path
+) -> None:
+    """Plain `tritonserver --model-repository=model_repository`, nothing of ours around it."""
+    volume = an_oblique_volume((12, 40, 40))
+    with SmallTriton(tmp_path, repository_root / "model_repository") as plain:
+        assert served(plain.url, "lung_ct", volume).shape == (12, 40, 40)
 
 
 def test_nothing_is_left_when_we_are_killed(repository: Path, tmp_path: Path) -> None:
