@@ -21,6 +21,8 @@ from clients.errors import ClientError
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _STEPS = 65535
 """Distances between neighbouring int16 values from the lowest to the highest."""
+_SMALLEST_VOXEL_MM3 = 1e-9
+"""A cube of a micrometre; below it an affine is a mistake."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +60,24 @@ def read_nifti(path: Path) -> NiftiVolume:
         ClientError: no readable 3-D NIfTI image, values that are no numbers, or an image
             that doesn't say how it lies in the patient.
     """
-    from nibabel.filebasedimages import ImageFileError  # noqa: PLC0415 - --help stays quick
-
-    nibabel = _nibabel()
-    try:
-        image = nibabel.load(path)
-        raw = np.asarray(image.dataobj.get_unscaled())
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        msg = f"{path.name} can't be read as NIfTI ({type(error).__name__})"
-        raise ClientError(msg) from error
-    if not isinstance(image, nibabel.Nifti1Image):
-        msg = f"{path.name} is no single-file NIfTI image (.nii or .nii.gz)"
-        raise ClientError(msg)
+    image = _load(path)
     header = image.header
-    _require_placed(header, path)
+    # Before the voxels are read: a damaged header may promise any number of them.
+    _require_placed(image, path)
+    try:
+        raw = np.asarray(image.dataobj.get_unscaled())
+    except MemoryError as error:
+        msg = (
+            f"{path.name} says it is {' x '.join(map(str, image.shape))} voxels large, which "
+            "doesn't fit into this machine's memory; if it is smaller, its header is damaged"
+        )
+        raise ClientError(msg) from error
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+        msg = (
+            f"the voxels of {path.name} can't be read ({type(error).__name__}): the file is cut "
+            "short or damaged. Copy it again, or convert it again from DICOM"
+        )
+        raise ClientError(msg) from error
     while raw.ndim > 3 and raw.shape[-1] == 1:
         raw = raw[..., 0]
     if raw.ndim != 3 or min(raw.shape) < 2:
@@ -117,6 +123,7 @@ def write_nifti(
     image.set_qform(image.affine, code=qform or sform or scanner)
     image.header.set_xyzt_units("mm")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _nibabel().save(image, path)
     except OSError as error:
         msg = f"{path} can't be written ({error.strerror})"
@@ -130,15 +137,57 @@ def _nibabel() -> Any:
     return nibabel
 
 
-def _require_placed(header: Any, path: Path) -> None:
+def _load(path: Path) -> Any:
+    """The image with its header read, its voxels not yet."""
+    from nibabel.filebasedimages import ImageFileError  # noqa: PLC0415 - --help stays quick
+    from nibabel.spatialimages import HeaderDataError, HeaderTypeError  # noqa: PLC0415
+
+    nibabel = _nibabel()
+    try:
+        image = nibabel.load(path)
+    except (HeaderDataError, HeaderTypeError, OverflowError) as error:
+        msg = (
+            f"the NIfTI header of {path.name} is damaged ({' '.join(str(error).split())}). "
+            "Convert it again from DICOM"
+        )
+        raise ClientError(msg) from error
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        msg = (
+            f"{path.name} can't be read as NIfTI ({type(error).__name__}); "
+            "is it complete, and really a .nii or .nii.gz file?"
+        )
+        raise ClientError(msg) from error
+    if not isinstance(image, nibabel.Nifti1Image):
+        msg = f"{path.name} is no single-file NIfTI image (.nii or .nii.gz)"
+        raise ClientError(msg)
+    return image
+
+
+def _require_placed(image: Any, path: Path) -> None:
+    header = image.header
     if not int(header["sform_code"]) and not int(header["qform_code"]):
         msg = (
             f"{path.name} doesn't say how it lies in the patient (sform and qform code are 0), "
             "so left and right would be a guess. Convert it again from DICOM, or set the sform"
         )
         raise ClientError(msg)
-    if header.get_xyzt_units()[0] not in ("mm", "unknown"):
-        msg = f"{path.name} is in {header.get_xyzt_units()[0]}; convert it to millimetres"
+    try:
+        unit = str(header.get_xyzt_units()[0])
+    except KeyError as error:
+        msg = (
+            f"{path.name} gives its unit of length as code {int(header['xyzt_units'])}, which "
+            "NIfTI doesn't have; convert it again from DICOM"
+        )
+        raise ClientError(msg) from error
+    if unit not in ("mm", "unknown"):
+        msg = f"{path.name} is in {unit}; convert it to millimetres"
+        raise ClientError(msg)
+    axes = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(axes).all() or abs(np.linalg.det(axes[:3, :3])) < _SMALLEST_VOXEL_MM3:
+        msg = (
+            f"{path.name} places its voxels nowhere (its affine has no volume); "
+            "convert it again from DICOM, or set the sform"
+        )
         raise ClientError(msg)
 
 
@@ -151,6 +200,9 @@ def _as_int16(
         msg = f"{path.name} holds values that are no numbers (NaN or infinite); replace them first"
         raise ClientError(msg)
     low, high = float(raw.min()), float(raw.max())
+    if not np.isfinite(high - low):
+        msg = f"{path.name} holds values from {low:.3g} to {high:.3g}; no scanner makes these"
+        raise ClientError(msg)
     whole = np.issubdtype(raw.dtype, np.integer) or bool((raw == np.rint(raw)).all())
     if whole and limits.min <= low and high <= limits.max:
         return raw.astype(np.int16), (1.0, 0.0), 0.0
@@ -158,6 +210,8 @@ def _as_int16(
         base = low - limits.min
         return (raw.astype(np.int64) - round(base)).astype(np.int16), (1.0, base), 0.0
     step = (high - low) / _STEPS
+    if step == 0.0:  # the same value everywhere, and no whole number
+        return np.zeros(raw.shape, np.int16), (1.0, low), high - low
     base = low - limits.min * step
     values = np.rint((raw.astype(np.float64) - base) / step)
     return np.clip(values, limits.min, limits.max).astype(np.int16), (step, base), step / 2

@@ -8,6 +8,7 @@ Source: PS3.4 Annex B (Storage Service Class), PS3.8 9.3.4 (A-ASSOCIATE-RJ).
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,8 +83,19 @@ class Peer:
         """Reads `HOST:PORT`.
 
         Raises:
-            ClientError: it is not of that form.
+            ClientError: it is not of that form, or a name is no AE title.
         """
+        from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - --help stays quick
+
+        from dicom_gateway.config import AETitle  # noqa: PLC0415
+
+        for title in (called_ae_title, calling_ae_title):
+            try:
+                TypeAdapter(AETitle).validate_python(title)
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+                msg = f"'{title}' is no AE title: {reason}"
+                raise ClientError(msg) from error
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
             msg = f"'{address}' is no HOST:PORT; write for example 127.0.0.1:11112"
@@ -247,7 +259,7 @@ def _send_batch(
 
 
 def _associate(peer: Peer, contexts: list[Any], timeout_s: float) -> Any:
-    from pynetdicom import AE, _config  # noqa: PLC0415
+    from pynetdicom import AE, _config, evt  # noqa: PLC0415
 
     # Sends the file's bytes as they lie on the disk. Otherwise pynetdicom would parse and
     # encode each object again, which not every real object survives.
@@ -257,14 +269,22 @@ def _associate(peer: Peer, contexts: list[Any], timeout_s: float) -> Any:
     ae.acse_timeout = timeout_s
     ae.dimse_timeout = timeout_s
     ae.network_timeout = timeout_s
+    rejections: list[Any] = []
     association = ae.associate(
-        peer.host, peer.port, contexts=contexts, ae_title=peer.called_ae_title
+        peer.host,
+        peer.port,
+        contexts=contexts,
+        ae_title=peer.called_ae_title,
+        evt_handlers=[
+            (evt.EVT_CONN_OPEN, _without_delay),
+            (evt.EVT_PDU_RECV, _note_rejection, [rejections]),
+        ],
     )
     if association.is_established:
         return association
     where = f"{peer.host}:{peer.port}"
-    if association.is_rejected:
-        answer: Any = association.acceptor.primitive
+    if rejections:
+        answer = rejections[0]
         reason = _REJECTIONS.get(
             (answer.result_source, answer.diagnostic), f"reason {answer.diagnostic}"
         )
@@ -279,6 +299,22 @@ def _associate(peer: Peer, contexts: list[Any], timeout_s: float) -> Any:
             "let this port through?"
         )
     raise NotAccepted(msg)
+
+
+def _without_delay(event: Any) -> None:
+    """Small PDUs go out at once; otherwise each waits for the peer's delayed acknowledgement."""
+    connection = event.assoc.dul.socket
+    if connection is not None and connection.socket is not None:
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _note_rejection(event: Any, rejections: list[Any]) -> None:
+    # pynetdicom forgets a rejection that comes so quickly that the connection is closed
+    # again before it looks; the PDU itself is always seen here.
+    from pynetdicom.pdu import A_ASSOCIATE_RJ  # noqa: PLC0415
+
+    if isinstance(event.pdu, A_ASSOCIATE_RJ):
+        rejections.append(event.pdu.to_primitive())
 
 
 def _store(association: Any, found: Found, message_id: int) -> Outcome:

@@ -29,11 +29,16 @@ LEFT_BEHIND = ("tritome_stub_",)
 """How the names begin of what a killed `tritome triton` leaves in /dev/shm."""
 
 _MARK = "TRITOME_SUPERVISED"
+_SUPERVISOR = "TRITOME_SUPERVISOR_PID"
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _STEADY_S = 30.0
 """A program that ran this long has started well; its next death is a first one again."""
 _LAST_WORDS = 40
+_UNHEARD = 10_000
+"""Lines kept for a listener that is slow, such as a stopped terminal; then the oldest go."""
+_FAREWELL_S = 2.0
+"""How long the end waits for the listener to take the last lines."""
 _KILL_S = 5.0
 _YOUNG_S = 2.0
 """A region younger than this may be another server's, made and not yet mapped."""
@@ -55,7 +60,8 @@ class Supervisor:
     Args:
         programs: Started together.
         on_line: Called with (program, line) for everything they say and for what the
-            supervisor does with them; from several threads, one call at a time.
+            supervisor does with them, always from the same thread. It may block, or fail with
+            OSError because nobody listens any more: the programs are kept running all the same.
         stop_timeout_s: How long a program may take to end before it is killed.
         too_many_deaths: In a row, each soon after its start; then it is given up.
     """
@@ -80,10 +86,15 @@ class Supervisor:
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._words: dict[str, deque[str]] = {p.name: deque(maxlen=_LAST_WORDS) for p in programs}
         self._threads: list[threading.Thread] = []
+        self._news = threading.Condition()
+        self._unheard: deque[tuple[str, str]] = deque(maxlen=_UNHEARD)
+        self._silent = False
+        self._voice = threading.Thread(target=self._speak, name="voice", daemon=True)
         self._shm_before: frozenset[str] = frozenset()
 
     def __enter__(self) -> Supervisor:
         self._shm_before = _shared_memory_names()
+        self._voice.start()
         for program in self._programs:
             thread = threading.Thread(
                 target=self._keep, args=(program,), name=f"keep {program.name}", daemon=True
@@ -108,6 +119,16 @@ class Supervisor:
         for thread in self._threads:
             thread.join(5.0)
         sweep_shared_memory(self._shm_before)
+        with self._news:
+            self._silent = True
+            self._news.notify()
+        self._voice.join(_FAREWELL_S)
+
+    def say(self, name: str, line: str) -> None:
+        """Puts a line into the stream; never waits for whoever reads it."""
+        with self._news:
+            self._unheard.append((name, line))
+            self._news.notify()
 
     def wait(self, timeout_s: float) -> bool:
         """Returns True when a program could not be kept running, False after `timeout_s`."""
@@ -140,27 +161,30 @@ class Supervisor:
         deaths = 0
         while not self._stopping.is_set():
             started = time.monotonic()
-            code = self._run(program)
+            ended = self._run(program)
             self._end_leftovers(program)
             if self._stopping.is_set():
                 return
             deaths = 1 if time.monotonic() - started > _STEADY_S else deaths + 1
             if deaths >= self._too_many_deaths:
-                self._say(program.name, f"ended with code {code}; given up")
+                self._say(program.name, f"{ended}; given up")
                 self._gave_up = program.name
                 self._ended.set()
                 return
             pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (deaths - 1))
-            self._say(program.name, f"ended with code {code}; started again in {pause_s:g} s")
+            self._say(program.name, f"{ended}; started again in {pause_s:g} s")
             self._stopping.wait(pause_s)
 
-    def _run(self, program: Program) -> int | str:
+    def _run(self, program: Program) -> str:
+        """Starts it, waits for its end, and says how it ended."""
         environment = {**os.environ, **program.environment, _MARK: self._mark_of(program)}
+        environment[_SUPERVISOR] = str(os.getpid())
         environment["PYTHONUNBUFFERED"] = "1"
         try:
             with self._lock:
                 if self._stopping.is_set():
-                    return 0
+                    return "not started"
+                self._words[program.name].clear()  # those of an earlier life, told already
                 # Its own session: Ctrl-C reaches only us, and we end the programs in order.
                 process = subprocess.Popen(
                     program.command,
@@ -174,7 +198,7 @@ class Supervisor:
                 )
                 self._running[program.name] = process
         except OSError as error:
-            return f"{program.command[0]}: {error.strerror}"
+            return f"{program.command[0]} can't be started ({error.strerror})"
         assert process.stdout is not None
         reader = threading.Thread(
             target=self._relay, args=(program.name, process.stdout), daemon=True
@@ -186,7 +210,7 @@ class Supervisor:
         reader.join(1.0)
         with self._lock:
             del self._running[program.name]
-        return code
+        return f"ended with code {code}"
 
     def _relay(self, name: str, pipe: IO[str]) -> None:
         with pipe:
@@ -196,7 +220,18 @@ class Supervisor:
     def _say(self, name: str, line: str) -> None:
         with self._lock:
             self._words[name].append(line)
-            self._on_line(name, line)
+        self.say(name, line)
+
+    def _speak(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._unheard or self._silent)
+                if not self._unheard:
+                    return
+                name, line = self._unheard.popleft()
+            # No lock is held here: this may take as long as a stopped terminal stays stopped.
+            with suppress(OSError):
+                self._on_line(name, line)
 
     def _mark_of(self, program: Program) -> str:
         return f"{self._mark}:{program.name}"
@@ -257,9 +292,10 @@ def end_with_supervisor(every_s: float = 1.0) -> None:
 
     Does nothing in a process that no supervisor started.
     """
-    if _MARK not in os.environ:
+    if _SUPERVISOR not in os.environ:
         return
-    supervisor = os.getppid()
+    # Told by the supervisor: our parent may be another already, if it was killed meanwhile.
+    supervisor = int(os.environ[_SUPERVISOR])
 
     def watch() -> None:
         while os.getppid() == supervisor:

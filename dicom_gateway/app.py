@@ -15,9 +15,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO
 
@@ -25,12 +25,12 @@ from dicom_gateway.assemble.arena import Arena, remove_leftovers
 from dicom_gateway.assemble.decoders import DecoderPool
 from dicom_gateway.assemble.headers import read_header
 from dicom_gateway.assemble.volume import assemble_volume
-from dicom_gateway.config import GatewaySettings
+from dicom_gateway.config import LOG_STYLE, GatewaySettings
 from dicom_gateway.database import open_database
-from dicom_gateway.deliver import Entries, Outbox
+from dicom_gateway.deliver import Caretaker, Entries, Outbox
 from dicom_gateway.encode.segmentation import encode_segmentation
 from dicom_gateway.errors import ConfigurationError, GatewayError
-from dicom_gateway.infer import TritonClient
+from dicom_gateway.infer import TritonClient, check_room
 from dicom_gateway.jobs import JobQueue, JobRun, Worker
 from dicom_gateway.judge import Judge
 from dicom_gateway.observe import get_logger, set_up_logging
@@ -85,7 +85,7 @@ class Gateway:
         settings = self._settings
         folder = settings.store.folder.resolve()
         self._open.enter_context(_only_gateway(folder))
-        engine = open_database(settings.database_url)
+        engine = open_database(settings.database_url, _connections(settings))
         self._open.callback(engine.dispose)
         store = InstanceStore(folder, engine, settings.store.min_free_bytes)
         index = SeriesIndex(engine, folder)
@@ -100,15 +100,14 @@ class Gateway:
 
         # What a killed gateway left, before anything new begins.
         destinations = settings.dicom.scu.destinations
+        caretaker = Caretaker(entries, [one.name for one in destinations])
         self._log.info(
             "recovered",
             half_written=store.clean(),
             associations=index.close_orphaned_associations(),
             jobs=queue.release_own(),
             arenas=len(remove_leftovers()),
-            deliveries_without_destination=entries.fail_unknown_destinations(
-                [one.name for one in destinations]
-            ),
+            deliveries_without_destination=caretaker.tidy(),
         )
 
         arena = self._open.enter_context(Arena(settings.triton.arena_bytes))
@@ -128,7 +127,9 @@ class Gateway:
             volume: Volume | None = None
             try:
                 with run.stage("assembled", f"{len(series.instances)} instances"):
-                    volume = assemble_volume(series, arena, decoders, read)
+                    volume = assemble_volume(
+                        series, arena, decoders, read, partial(check_room, contract, arena)
+                    )
             except BaseException:
                 if volume is not None:  # made, but its line in the story wasn't written
                     arena.free(volume.image)
@@ -155,24 +156,20 @@ class Gateway:
                 ]
 
         outboxes = [Outbox(entries, one, settings.dicom.scu.ae_title) for one in destinations]
-
-        def wake_outboxes() -> None:
-            for outbox in outboxes:
-                outbox.notify()
-
         judge = Judge(settings, engine, index, queue=queue, triton=triton, read_header=read)
         workers = [
-            Worker(queue, process, f"worker-{number}", wake_outboxes)
+            Worker(queue, process, f"worker-{number}", partial(_wake, [*outboxes, caretaker]))
             for number in range(1, settings.jobs.workers + 1)
         ]
         for outbox, destination in zip(outboxes, destinations, strict=True):
             self._run_in_thread(f"outbox-{destination.name}", outbox.run, outbox.stop)
+        self._run_in_thread("caretaker", caretaker.run, caretaker.stop)
         for number, worker in enumerate(workers, 1):
             self._run_in_thread(f"worker-{number}", worker.run, worker.stop)
         self._run_in_thread("judge", judge.run, judge.stop)
 
-        def association_ended(association_id: str) -> None:
-            index.association_ended(association_id)
+        def association_ended(association_id: str, in_order: bool) -> None:
+            index.association_ended(association_id, in_order=in_order)
             judge.notify()
 
         receiver = Receiver(settings.dicom.scp, store.keep, association_ended)
@@ -228,7 +225,9 @@ def run(settings: GatewaySettings, ready_file: Path | None = None) -> int:
     Raises:
         ConfigurationError, DatabaseUnavailable: it can't start; the message says why.
     """
-    set_up_logging("console" if sys.stderr.isatty() else "json")
+    # 'tritome up' reads our lines through a pipe, and knows whether a person reads its own.
+    for_people = sys.stderr.isatty() or os.environ.get(LOG_STYLE) == "console"
+    set_up_logging("console" if for_people else "json")
     log = get_logger(room="app")
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -277,6 +276,19 @@ def main(arguments: list[str] | None = None) -> int:
     except GatewayError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _wake(senders: Sequence[Outbox | Caretaker]) -> None:
+    for one in senders:
+        one.notify()
+
+
+def _connections(settings: GatewaySettings) -> int:
+    """How many threads may ask the index at the same time."""
+    receivers = settings.dicom.scp.max_associations
+    jobs = 2 * settings.jobs.workers  # each with the thread that keeps its lease
+    outboxes = len(settings.dicom.scu.destinations)
+    return receivers + jobs + outboxes + 4  # judge, caretaker, start and stop
 
 
 def _write_ready(path: Path, port: int) -> None:

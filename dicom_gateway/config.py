@@ -20,6 +20,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.records import Priority
 
+LOG_STYLE = "TRITOME_LOG"
+"""Environment variable: `console` for lines that people read, where stderr is no terminal."""
+
 
 def _ae_title(value: str) -> str:
     # PS3.5 6.2: at most 16 characters of the default repertoire without backslash and
@@ -209,11 +212,15 @@ def load_settings(path: Path) -> GatewaySettings:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        msg = f"{path}: can't be read ({error.strerror})"
+        hint = "; 'tritome init' writes one" if isinstance(error, FileNotFoundError) else ""
+        msg = f"{path}: can't be read ({error.strerror}){hint}"
         raise ConfigurationError(msg) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        msg = f"{path}: no valid YAML: {' '.join(str(error).split())}"
+        msg = f"{path}: no valid YAML: {_where_yaml_breaks(error)}"
         raise ConfigurationError(msg) from error
+    if not isinstance(raw, dict):
+        msg = f"{path}: holds no settings; 'tritome init' writes an example to begin with"
+        raise ConfigurationError(msg)
     try:
         settings = GatewaySettings.model_validate(raw)
     except ValidationError as error:
@@ -226,6 +233,16 @@ def load_settings(path: Path) -> GatewaySettings:
     return settings
 
 
+def _where_yaml_breaks(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    # What YAML was reading began earlier than where it noticed; the mistake is between them.
+    last = error.problem_mark.line + 1
+    first = last if error.context_mark is None else error.context_mark.line + 1
+    lines = f"line {last}" if first == last else f"lines {first} to {last}"
+    return f"{lines}: {error.problem or error.context}"
+
+
 def _explain(error: ValidationError) -> Iterator[str]:
     places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors():
@@ -235,13 +252,16 @@ def _explain(error: ValidationError) -> Iterator[str]:
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             key = str(problem["loc"][-1])
-            near = difflib.get_close_matches(key, sorted(_all_keys(GatewaySettings)), n=1)
+            # Known elsewhere, not here: the nearest other one is meant.
+            others = sorted(_all_keys(GatewaySettings) - {key})
+            near = difflib.get_close_matches(key, others, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             yield f"{place}: unknown key{hint}"
         elif problem["type"] == "too_short":
             yield f"{place}: list at least one"
         else:
-            yield f"{place or 'gateway.yaml'}: {problem['msg'].removeprefix('Value error, ')}"
+            said = problem["msg"].removeprefix("Value error, ")
+            yield f"{place}: {said}" if place else said
 
 
 def _all_keys(section: type[BaseModel]) -> set[str]:

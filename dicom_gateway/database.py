@@ -19,7 +19,8 @@ import sqlalchemy as sa
 import sqlalchemy.ext.compiler
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from dicom_gateway.errors import DatabaseUnavailable
 
@@ -98,6 +99,7 @@ jobs = sa.Table(
     sa.Column("priority", sa.String(16), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("strikes", sa.Integer, nullable=False, default=0),  # see jobs/strikes.py
     sa.Column("fence", sa.Integer, nullable=False, default=0),
     sa.Column("lease_owner", sa.String(128)),
     sa.Column("lease_until_s", sa.Double),
@@ -178,11 +180,22 @@ def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
 
 
-def open_database(url: str) -> sa.Engine:
+_READS_ONLY = "tritome_reads_only"
+
+CONNECTIONS = 8
+"""Enough for a command line; a gateway counts its threads."""
+
+
+def open_database(url: str, connections: int = CONNECTIONS) -> sa.Engine:
     """Connects, migrates to the newest schema, and returns the engine.
 
     SQLite runs in WAL mode with synchronous=FULL: a committed row survives a power cut,
     which the promise behind 0x0000 needs.
+
+    Args:
+        url: As SQLAlchemy writes it.
+        connections: How many threads may ask at the same time without waiting for each
+            other; each connection is opened when it is first needed, and kept.
 
     Raises:
         DatabaseUnavailable: the database can't be opened or migrated.
@@ -190,12 +203,10 @@ def open_database(url: str) -> sa.Engine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, pool_pre_ping=True)
+    engine = sa.create_engine(url, pool_pre_ping=True, pool_size=connections)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
-        # One writer at a time: take the write lock when a transaction begins, so that two
-        # readers never both try to become the writer (SQLITE_BUSY without a retry).
-        sa.event.listen(engine, "begin", _begin_immediate)
+        sa.event.listen(engine, "begin", _begin)
     try:
         _migrate(engine)
     except (DBAPIError, OSError) as error:
@@ -212,8 +223,12 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA foreign_keys=ON")
 
 
-def _begin_immediate(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _begin(connection: sa.Connection) -> None:
+    # One writer at a time: take the write lock when a transaction begins, so that two
+    # readers never both try to become the writer (SQLITE_BUSY without a retry). Who only
+    # reads takes no lock: in WAL mode it sees the last commit, whoever is writing.
+    reads_only = connection.get_execution_options().get(_READS_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
 
 def _migrate(engine: sa.Engine) -> None:
@@ -232,12 +247,33 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One transaction; commits at the end, rolls back on any exception.
 
     Raises:
-        DatabaseUnavailable: the database is away or stayed locked. Constraint violations
-            pass through as `sqlalchemy.exc.IntegrityError` for the room to interpret.
+        DatabaseUnavailable: the database is away, stayed locked, or every connection is in
+            use. Constraint violations pass through as `sqlalchemy.exc.IntegrityError` for
+            the room to interpret.
     """
-    try:
-        with engine.begin() as connection:
+    with _mapped(), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One consistent look at the index; never waits for a writer, and must not write.
+
+    Raises:
+        DatabaseUnavailable: the database is away, or every connection is in use.
+    """
+    with _mapped(), engine.connect() as connection:
+        connection.execution_options(**{_READS_ONLY: True})  # of this look, not of the engine
+        with connection.begin():
             yield connection
-    except OperationalError as error:
+
+
+@contextmanager
+def _mapped() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (DBAPIError, PoolTimeoutError) as error:
         msg = "the index does not answer; it will be tried again"
         raise DatabaseUnavailable(msg) from error

@@ -6,6 +6,7 @@
     │   └── OutOfResources   (0xA700: the sender should try again later)
     ├── Retryable    nobody's fault; the same job will be tried again
     │   ├── TritonUnavailable
+    │   │   └── RequestLost
     │   ├── ArenaFull
     │   ├── DatabaseUnavailable
     │   └── DestinationUnavailable
@@ -17,6 +18,7 @@
         ├── ContractMismatch
         ├── InferenceRejected
         ├── EncodingFailed
+        ├── GaveUp
         ├── LeaseLost
         └── DestinationRefused
 
@@ -89,6 +91,13 @@ class TritonUnavailable(Retryable):
     code = "triton_unavailable"
 
 
+class RequestLost(TritonUnavailable):
+    """Triton had the request and broke, or never answered: the job itself may be to blame.
+
+    Tried again like any other, but not for ever.
+    """
+
+
 class ArenaFull(Retryable):
     """Other volumes fill the shared-memory arena just now."""
 
@@ -158,6 +167,12 @@ class EncodingFailed(Permanent):
     """A result object could not be made from the mask."""
 
     code = "encoding_failed"
+
+
+class GaveUp(Permanent):
+    """The job broke what it ran on again and again; the message has the last reason."""
+
+    code = "gave_up"
 
 
 class LeaseLost(Permanent):

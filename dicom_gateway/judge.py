@@ -3,6 +3,9 @@
 In: the series in `receiving`. Out: jobs in the queue and the series marked decided, in one
 transaction. Nothing is kept here: after a crash the same series are judged again.
 
+A series that can't be judged stops no other one, nor the gateway: it becomes a job as it is,
+which ends in front of a person, with a name for what is wrong with it.
+
 Part of `app.py`, in a file of its own: it asks store, assemble, route, infer and jobs in
 turn, and none of them knows the others.
 """
@@ -19,16 +22,24 @@ from dicom_gateway.assemble.completeness import Evidence, Verdict, gather, judge
 from dicom_gateway.assemble.headers import Header
 from dicom_gateway.config import GatewaySettings
 from dicom_gateway.database import transaction
-from dicom_gateway.errors import ContractMismatch, DatabaseUnavailable, TritonUnavailable
+from dicom_gateway.errors import (
+    DatabaseUnavailable,
+    Permanent,
+    Retryable,
+    TritonUnavailable,
+    UnusableSeries,
+)
 from dicom_gateway.infer import TritonClient
 from dicom_gateway.jobs import JobQueue
 from dicom_gateway.observe import get_logger
-from dicom_gateway.records import Contract, Series, SeriesState
+from dicom_gateway.records import Contract, Job, JobState, Series, SeriesState
 from dicom_gateway.route.rules import Route, Routing, route
 from dicom_gateway.store import OpenSeries, SeriesIndex
 
 LONGEST_WAIT_S = 1.0
 SHORTEST_WAIT_S = 0.05
+
+_ALL_JOBS = 100_000
 
 UNREADABLE = "unreadable"
 """Stands for the version of a pipeline whose contract can't be read."""
@@ -76,7 +87,7 @@ class Judge:
             try:
                 self._watch_triton()
                 for one in self._index.open_series():
-                    wait_s = min(wait_s, self._judge(one))
+                    wait_s = min(wait_s, self._judge_or_set_aside(one))
             except DatabaseUnavailable as error:
                 self._log.warning("index_away", reason=str(error))
             self._news.wait(max(SHORTEST_WAIT_S, wait_s))
@@ -97,6 +108,62 @@ class Judge:
             self._queue.hurry(TritonUnavailable.code)
         self._triton_was_ready = ready
 
+    def _judge_or_set_aside(self, one: OpenSeries) -> float:
+        """`_judge`, and what becomes of a series that it can't live with."""
+        key = f"odd series {one.series_instance_uid} {one.called_ae_title}"
+        try:
+            wait_s = self._judge(one)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - outermost edge of one series
+            kind = type(error).__name__
+            if self._said.get(key) != kind:
+                self._said[key] = kind
+                self._log.error(
+                    "series_not_judged",
+                    series_instance_uid=one.series_instance_uid,
+                    called_ae_title=one.called_ae_title,
+                    exc_info=True,
+                )
+            # The rest of it may be on its way: as long as for any series that may grow.
+            left_s = self._settings.completeness.quiet_s - one.since_last_arrival_s
+            return left_s if left_s > 0 else self._set_aside(one, key, kind)
+        self._said.pop(key, None)
+        return wait_s
+
+    def _set_aside(self, one: OpenSeries, key: str, kind: str) -> float:
+        """Decides a series that can't be judged: a job for each pipeline of its AE title.
+
+        The worker meets what the judge has met, and its job fails by that name. Where that
+        can't be done either, the series stays open and is tried again.
+        """
+        verdict = Verdict(True, (f"it could not be judged ({kind}) and is taken as it is",))
+        try:
+            series = self._index.load_series(one.series_instance_uid, one.called_ae_title)
+            names = {
+                name
+                for title in self._settings.dicom.scp.ae_titles
+                if title.ae_title == one.called_ae_title
+                for name in title.pipelines
+            }
+            self._decide(series, one, verdict, Routing((), tuple(names), ""), names, final=True)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - outermost edge of one series
+            again = f"{kind}, then {type(error).__name__}"
+            if self._said.get(f"{key} again") != again:
+                self._said[f"{key} again"] = again
+                self._log.error(
+                    "series_not_decided",
+                    series_instance_uid=one.series_instance_uid,
+                    called_ae_title=one.called_ae_title,
+                    exc_info=True,
+                )
+        else:
+            self._said.pop(key, None)
+            self._said.pop(f"{key} again", None)
+        return LONGEST_WAIT_S
+
     def _judge(self, one: OpenSeries) -> float:
         """Looks at one series; returns after how many seconds to look again."""
         limits = self._settings.completeness
@@ -110,17 +177,24 @@ class Judge:
                 since_last_arrival_s=one.since_last_arrival_s,
                 association_open=one.association_open,
                 since_association_ended_s=one.since_association_ended_s,
+                broken_off=one.broken_off,
             ),
             limits,
         )
         if series.instances and not verdict.complete:
             return LONGEST_WAIT_S if verdict.recheck_after_s is None else verdict.recheck_after_s
         contracts, broken = self._contracts(one.called_ae_title)
-        routing = route(series, self._settings.dicom.scp, contracts)
+        routing = route(series, self._settings.dicom.scp, contracts, self._is_localizer)
         waiting = [name for name in routing.unknown_pipelines if name not in broken]
         self._say_what_it_waits_for(one, waiting)
         self._decide(series, one, verdict, routing, broken, final=not waiting)
         return LONGEST_WAIT_S
+
+    def _is_localizer(self, path: Path) -> bool:
+        try:
+            return self._read_header(path).is_localizer
+        except UnusableSeries:
+            return False  # assembling will say what is wrong with it
 
     def _contracts(self, called_ae_title: str) -> tuple[dict[str, Contract], set[str]]:
         """Contracts by pipeline, and the pipelines that are served but can't be read."""
@@ -132,9 +206,9 @@ class Judge:
             for name in title.pipelines:
                 try:
                     contracts[name] = self._triton.contract(name)
-                except TritonUnavailable as error:
+                except Retryable as error:
                     self._say_once(f"pipeline {name}", str(error))
-                except ContractMismatch:
+                except Permanent:
                     broken.add(name)  # its job will fail with the reason, before a person
                 else:
                     self._said.pop(f"pipeline {name}", None)
@@ -183,10 +257,24 @@ class Judge:
         log = self._log.bind(series_instance_uid=series.series_instance_uid)
         for job in made:
             log.info("job_enqueued", job_id=job.job_id, pipeline=job.pipeline, reasons=why)
+            self._cancel_superseded(job)
         if made:
             self._queue.notify()
         elif final:
             log.info("series_" + state.value, reasons=reasons)
+
+    def _cancel_superseded(self, job: Job) -> None:
+        """Jobs that wait with an earlier state of the same series have nothing to add."""
+        for older in self._queue.list_jobs((JobState.WAITING,), limit=_ALL_JOBS):
+            if (
+                older.job_id != job.job_id
+                and older.series_instance_uid == job.series_instance_uid
+                and older.called_ae_title == job.called_ae_title
+                and older.pipeline == job.pipeline
+            ) and self._queue.cancel(older.job_id):
+                note = f"more of the series came; job {job.job_id} takes its place"
+                self._queue.add_event(older.job_id, "superseded", note)
+                self._log.info("job_superseded", job_id=older.job_id, by_job_id=job.job_id)
 
     def _say_what_it_waits_for(self, one: OpenSeries, waiting: list[str]) -> None:
         key = f"series {one.series_instance_uid} {one.called_ae_title}"

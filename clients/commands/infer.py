@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def run(
         raise ClientError(msg)
     output = output or Path("mask.nii.gz" if is_nifti(source) else "seg.dcm")
     _require_writable_kind(source, output)
+    _require_writable(output)
     started = time.monotonic()
     with out.status("Inferring ..."):
         if is_nifti(source):
@@ -70,6 +72,25 @@ def _require_writable_kind(source: Path, output: Path) -> None:
             "write --output mask.nii.gz, or give the DICOM folder"
         )
         raise ClientError(msg)
+
+
+def _require_writable(output: Path) -> None:
+    """Told before the inference, not after it. Leaves nothing behind."""
+    if output.is_dir():
+        msg = f"the output {output} is a folder; name a file in it"
+        raise ClientError(msg)
+    folder = output.absolute().parent
+    try:
+        while not folder.exists():
+            folder = folder.parent  # made later, beside this one
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if output.exists():
+            with output.open("ab"):
+                pass
+    except OSError as error:
+        msg = f"{output} can't be written ({error.strerror}); name another place with --output"
+        raise ClientError(msg) from error
 
 
 def _print(prediction: Prediction, output: Path, seconds: float) -> None:

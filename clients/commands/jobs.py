@@ -35,6 +35,7 @@ COLOURS = {
     JobState.CANCELLED: "bright_black",
 }
 _SHORT = 8
+_ALL = 1 << 31
 
 
 class Index:
@@ -73,10 +74,13 @@ class Index:
         """
         job = self.desk.show(beginning)
         if job is None:
-            msg = (
-                f"no job's id begins with '{beginning}', or several do; "
-                "'tritome jobs list' shows them"
+            alike = sum(one.job_id.startswith(beginning) for one in self.desk.list_jobs([], _ALL))
+            what = (
+                f"{alike} jobs' ids begin with '{beginning}'; write more of the one you mean"
+                if alike
+                else f"no job's id begins with '{beginning}'"
             )
+            msg = f"{what}. 'tritome jobs list' shows them"
             raise ClientError(msg)
         return job
 
@@ -103,7 +107,7 @@ def overview(index: Index, states: Sequence[JobState] = (), limit: int = 50) -> 
     else:
         parts.append(Text("No jobs." if not states else "No jobs in these states."))
     if not states and (open_series := index.series.open_series()):
-        table = _table("Series being received", "Instances", "To", "Quiet for")
+        table = _table("Series not decided yet", "Instances", "To", "Quiet for")
         for one in open_series[:limit]:
             table.add_row(
                 one.series_instance_uid,

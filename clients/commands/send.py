@@ -22,8 +22,9 @@ def run(paths: Sequence[Path], peer: Peer, *, timeout_s: float) -> None:
     """
     search = find_instances(paths)
     if not search.instances:
-        what = f"the {len(search.skipped)} file(s) there are none" if search.skipped else "empty"
-        msg = f"no DICOM files under {', '.join(map(str, paths))} ({what})"
+        number = len(search.skipped)
+        what = f"{number} file(s) of another kind" if number else "nothing"
+        msg = f"no DICOM files under {', '.join(map(str, paths))}: there is {what}"
         raise ClientError(msg)
     report = send_showing(search, peer, timeout_s=timeout_s)
     skipped = f", {len(search.skipped)} other file(s) skipped" if search.skipped else ""

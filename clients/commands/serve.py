@@ -6,9 +6,13 @@ the gateway's store; everything here can be killed and started again.
 
 from __future__ import annotations
 
+import difflib
 import logging
+import os
+import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
@@ -23,11 +27,13 @@ from clients.supervise import (
     ending_on_signals,
     interrupted_once,
 )
-from dicom_gateway.config import GatewaySettings, load_settings
+from dicom_gateway.config import LOG_STYLE, GatewaySettings, load_settings
 
 TRITON = "triton"
 GATEWAY = "gateway"
-_COLOURS = {TRITON: "green", GATEWAY: "cyan"}
+SELF = "tritome"
+_LOOPBACK = "127.0.0.1"
+_COLOURS = {TRITON: "green", GATEWAY: "cyan", SELF: "bold"}
 
 
 def run_triton(
@@ -39,10 +45,10 @@ def run_triton(
     host: str = "127.0.0.1",
 ) -> None:
     """Launches a tritonserver, watches and restarts it, until Ctrl-C or SIGTERM."""
+    end_with_supervisor()  # before the imports that take seconds
     from ensemble_builder.server import TritonServer  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    end_with_supervisor()
     try:
         with (
             interrupted_once(),
@@ -56,7 +62,8 @@ def run_triton(
         ):
             out.print(
                 f"Triton ({server.origin}) serves {model_repository} on "
-                f"gRPC {server.grpc_url}, HTTP {server.http_url}. Ctrl-C ends it."
+                f"gRPC {server.grpc_url}, HTTP {server.http_url}. Ctrl-C ends it.",
+                soft_wrap=True,
             )
             server.wait()
     except KeyboardInterrupt:
@@ -65,9 +72,9 @@ def run_triton(
 
 def run_gateway(config: Path) -> None:
     """Runs the gateway in this process until Ctrl-C or SIGTERM."""
+    end_with_supervisor()  # before the imports that take seconds
     from dicom_gateway.app import run  # noqa: PLC0415
 
-    end_with_supervisor()
     status = run(load_settings(config))
     if status:
         raise SystemExit(status)
@@ -77,9 +84,11 @@ def run_up(config: Path, model_repository: Path, *, http_port: int, metrics_port
     """Runs server and gateway as two processes until Ctrl-C or SIGTERM.
 
     Raises:
-        ClientError: one of them dies again and again.
+        ClientError: there are no models, a port is in use, or one of the two dies again
+            and again.
     """
     settings = load_settings(config)
+    _require_able(settings, model_repository, http_port, metrics_port)
     programs = [
         triton_program(
             model_repository,
@@ -89,15 +98,18 @@ def run_up(config: Path, model_repository: Path, *, http_port: int, metrics_port
         ),
         gateway_program(config),
     ]
-    width = max(len(program.name) for program in programs)
+    width = max(len(name) for name in _COLOURS)
 
     def show(name: str, line: str) -> None:
-        out.print(Text.assemble((f"{name:<{width}} │ ", _COLOURS[name]), line), soft_wrap=True)
+        # rich leaves with SystemExit when nobody reads stdout any more; server and gateway
+        # go on, and are kept running, without a listener.
+        with suppress(SystemExit):
+            out.print(Text.assemble((f"{name:<{width}} │ ", _COLOURS[name]), line), soft_wrap=True)
 
     with ending_on_signals() as ended, Supervisor(programs, show) as supervisor:
         while not ended.is_set() and not supervisor.wait(0.5):
             pass
-        out.print("Ending ...")
+        supervisor.say(SELF, "ending ...")
         supervisor.require_running()
 
 
@@ -118,23 +130,82 @@ def triton_program(
 def gateway_program(config: Path) -> Program:
     """`tritome gateway` as a child process."""
     command = (sys.executable, "-m", "clients", "gateway", "--config", str(config))
-    return Program(GATEWAY, command, _environment())
+    style = {LOG_STYLE: "console"} if out.is_terminal else {}
+    return Program(GATEWAY, command, {**_environment(), **style})
 
 
 def grpc_port_of(settings: GatewaySettings) -> int:
     """The port at which the gateway looks for Triton.
 
     Raises:
-        ClientError: it looks on another machine, so there is nothing to start here.
+        ClientError: it looks where the Triton that we start would not be found.
     """
     host, _, port = settings.triton.url.rpartition(":")
-    if host not in ("127.0.0.1", "localhost", "[::1]") or not port.isdigit():
+    # Only what reaches the address that the server listens on; [::1], say, never would.
+    if host not in ("127.0.0.1", "localhost"):
         msg = (
-            f"triton.url in gateway.yaml is {settings.triton.url}, which is not on this machine; "
-            "start only the gateway with 'tritome gateway', or set it to 127.0.0.1:8001"
+            f"triton.url in gateway.yaml is {settings.triton.url}, but 'tritome up' starts its "
+            "Triton on 127.0.0.1: set it to 127.0.0.1:8001. For a Triton that runs elsewhere, "
+            "start only the gateway with 'tritome gateway'"
+        )
+        raise ClientError(msg)
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        msg = (
+            f"triton.url in gateway.yaml is {settings.triton.url}; "
+            "write a port from 1 to 65535, such as 127.0.0.1:8001"
         )
         raise ClientError(msg)
     return int(port)
+
+
+def _require_able(
+    settings: GatewaySettings, model_repository: Path, http_port: int, metrics_port: int
+) -> None:
+    """Finds at once what both programs would die of five times in a row."""
+    if not any(model_repository.glob("*/config.pbtxt")):
+        msg = (
+            f"{model_repository} holds no models: write some with "
+            f"'tritome build lung_ct --output {model_repository}', "
+            "or name another folder with --model-repository"
+        )
+        raise ClientError(msg)
+    scp = settings.dicom.scp
+    served = sorted(path.parent.name for path in model_repository.glob("*/config.pbtxt"))
+    for title in scp.ae_titles:
+        for name in title.pipelines:
+            if name not in served:
+                near = difflib.get_close_matches(name, served, n=1)
+                hint = f"did you mean '{near[0]}'? If not, " if near else ""
+                msg = (
+                    f"gateway.yaml leads {title.ae_title} to the pipeline '{name}', which is not "
+                    f"in {model_repository}, so its studies would wait forever; {hint}build it "
+                    "with 'tritome build'"
+                )
+                raise ClientError(msg)
+    for host, port, where in (
+        (scp.host, scp.port, "dicom.scp.port in gateway.yaml"),
+        (_LOOPBACK, grpc_port_of(settings), "triton.url in gateway.yaml"),
+        (_LOOPBACK, http_port, "--http-port"),
+        (_LOOPBACK, metrics_port, "--metrics-port"),
+    ):
+        if reason := _why_not_bound(host, port):
+            msg = (
+                f"{host} port {port} can't be had ({reason}). Does another tritome or Triton run "
+                f"here? End it, or change {where}"
+            )
+            raise ClientError(msg)
+
+
+def _why_not_bound(host: str, port: int) -> str:
+    """Empty when a server could listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As servers do: connections of an earlier life that fade away don't count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return str(error.strerror or error)
+    return ""
 
 
 def write_example(config: Path) -> None:
@@ -159,4 +230,7 @@ def write_example(config: Path) -> None:
 def _environment() -> Mapping[str, str]:
     # The children must import the same tritome as we do, from wherever we were started.
     here = str(Path(__file__).resolve().parents[2])
-    return {"PYTHONPATH": here} if here not in sys.path[1:] else {}
+    if here in sys.path[1:]:
+        return {}
+    theirs = os.environ.get("PYTHONPATH", "")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (here, theirs)))}

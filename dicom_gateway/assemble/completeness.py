@@ -21,6 +21,7 @@ from dicom_gateway.assemble.geometry import (
     Gap,
     find_gaps,
     is_orientation,
+    is_position,
     normal_of,
 )
 from dicom_gateway.assemble.headers import Header, read_header
@@ -53,12 +54,15 @@ class Evidence:
         association_open: True while any association that brought instances is open.
         since_association_ended_s: Since the last of them ended; None when that isn't known
             (after a restart of the gateway, say).
+        broken_off: One of them was aborted or lost: its peer meant to send more, and a
+            beginning has no gap either.
     """
 
     positions: Positions
     since_last_arrival_s: float
     association_open: bool
     since_association_ended_s: float | None = None
+    broken_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +89,9 @@ def gather(series: Series, read: Callable[[Path], Header] = read_header) -> Posi
             header = read(instance.path)
         except UnusableSeries:
             continue  # assembling will name it; it says nothing about gaps
-        if header.position_lps_mm is None or not is_orientation(header.orientation):
+        if not is_position(header.position_lps_mm) or not is_orientation(header.orientation):
             continue
+        assert header.position_lps_mm is not None
         assert header.orientation is not None
         placed += 1
         normal = normal_of(header.orientation)
@@ -115,6 +120,9 @@ def judge(evidence: Evidence, settings: CompletenessSettings) -> Verdict:
         needed_s, why = settings.quiet_s, "the association is still open"
     else:
         needed_s, why = settings.after_release_s, "the association has ended"
+        if evidence.broken_off:
+            # As long as for one that is open: the peer may come back with the rest.
+            needed_s, why = settings.quiet_s, "an association was aborted or lost"
         if evidence.since_association_ended_s is not None:
             quiet_s = min(quiet_s, evidence.since_association_ended_s)
     evenly = (

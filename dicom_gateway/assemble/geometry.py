@@ -11,6 +11,7 @@ Source: PS3.3 C.7.6.2.1.1 (position and orientation), 10.7.1.3 (pixel spacing).
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -55,6 +56,14 @@ STRAIGHT_TOLERANCE_MM = 0.1
 
 SPACING_TOLERANCE_MM = 1e-3
 """Pixel spacings that differ by more are two grids."""
+
+UNEVEN_FRACTION = 0.25
+"""How far a slice may lie from where even spacing puts it, as a fraction of the spacing:
+gaps that each differ by little can add up to whole slices."""
+
+LARGEST_MM = 1e6
+"""A position or a spacing beyond a kilometre is a damaged value, and may be one that no
+arithmetic survives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +142,13 @@ def find_gaps(along_mm: Sequence[float] | NDArray[np.float64]) -> tuple[Gap, ...
     holes = []
     for start, gap in zip(along_mm, gaps, strict=False):
         if gap > 1.5 * usual:
-            times = round(gap / usual)
-            whole = abs(gap / usual - times) <= MISSING_FRACTION
+            times = gap / usual if usual else math.inf
+            # A position that is damaged can make a gap that no number of slices fills.
+            nearest = round(times) if math.isfinite(times) else 0
+            whole = nearest > 0 and abs(times - nearest) <= MISSING_FRACTION
             start_mm = round(float(start), 3)
             end_mm = round(float(start) + gap, 3)
-            holes.append(Gap(start_mm, end_mm, times - 1 if whole else 0))
+            holes.append(Gap(start_mm, end_mm, nearest - 1 if whole else 0))
     return tuple(holes)
 
 
@@ -147,9 +158,14 @@ def normal_of(orientation: Sequence[float]) -> NDArray[np.float64]:
     return np.asarray(normal / np.linalg.norm(normal), dtype=np.float64)
 
 
+def is_position(position_lps_mm: Sequence[float] | None) -> bool:
+    """Whether this can be a place in a patient, in millimetres."""
+    return position_lps_mm is not None and all(abs(mm) <= LARGEST_MM for mm in position_lps_mm)
+
+
 def is_orientation(orientation: Sequence[float] | None) -> bool:
     """Whether these are two unit vectors at a right angle, as near as headers write them."""
-    if orientation is None:
+    if orientation is None or not all(abs(cosine) <= 2.0 for cosine in orientation):
         return False
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     defects = (np.linalg.norm(row) - 1, np.linalg.norm(column) - 1, row @ column)
@@ -211,10 +227,11 @@ def _positions(headers: Sequence[Header]) -> tuple[NDArray[np.float64], NDArray[
 def _is_placed(header: Header) -> bool:
     spacing = header.pixel_spacing_mm
     return (
-        header.position_lps_mm is not None
+        is_position(header.position_lps_mm)
         and is_orientation(header.orientation)
         and spacing is not None
         and min(spacing) > 0
+        and max(spacing) <= LARGEST_MM
     )
 
 
@@ -282,6 +299,7 @@ def _refuse_gaps(along: NDArray[np.float64]) -> None:
     gaps = np.diff(along)
     tolerance = max(UNIFORM_FRACTION * float(np.median(gaps)), ROUNDING_MM)
     if np.abs(gaps - np.median(gaps)).max() <= tolerance:
+        _refuse_uneven(along)
         return
     holes = find_gaps(along)
     usual = statistics.median_low(gaps.tolist())
@@ -302,6 +320,20 @@ def _refuse_gaps(along: NDArray[np.float64]) -> None:
         "send an evenly spaced reconstruction"
     )
     raise UnusableSeries(msg, code="irregular_spacing")
+
+
+def _refuse_uneven(along: NDArray[np.float64]) -> None:
+    spacing = (along[-1] - along[0]) / (len(along) - 1)
+    beside = np.abs(along - np.linspace(along[0], along[-1], len(along)))
+    worst = float(beside.max())
+    if worst > UNEVEN_FRACTION * spacing:
+        msg = (
+            f"the distances between slices change little by little, so that slices lie up to "
+            f"{worst:.3g} mm ({worst / spacing:.0%} of the spacing) from where even spacing "
+            "would put them, and this version doesn't resample; send an evenly spaced "
+            "reconstruction"
+        )
+        raise UnusableSeries(msg, code="irregular_spacing")
 
 
 def _refuse_stray_slices(positions: NDArray[np.float64]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import pydicom
 import pydicom.config
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from dicom_gateway.errors import UnusableSeries
 
@@ -27,18 +28,20 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 UNREADABLE = (
     InvalidDicomError,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    NotImplementedError,
+    BytesLengthException,
+    ArithmeticError,  # among them OverflowError and decimal's
     AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,  # among them IndexError, KeyError, an unknown encoding
+    OSError,
+    RuntimeError,  # among them NotImplementedError and RecursionError
+    TypeError,
+    ValueError,
     struct.error,
-    RecursionError,
+    zlib.error,
 )
-"""What pydicom raises on data sets that are none."""
+"""What pydicom raises on data sets that are none, and on values that are none."""
 
 _KEYWORDS = [
     "SOPClassUID",
@@ -98,6 +101,14 @@ class Header:
     signed: bool
     rescale: tuple[float, float] | None
     has_modality_lut: bool
+
+    @property
+    def is_localizer(self) -> bool:
+        """True for a scout: its class is CT Image Storage too, only Image Type tells.
+
+        Source: PS3.3 C.8.2.1.1.1 (value 3 of Image Type).
+        """
+        return any("LOCALIZER" in value.upper() for value in self.image_type)
 
 
 def read_header(path: Path) -> Header:
@@ -166,7 +177,7 @@ def _text(ds: Dataset, keyword: str) -> str:
 def _integer(ds: Dataset, keyword: str) -> int | None:
     try:
         return int(_values(ds, keyword)[0])
-    except (IndexError, ValueError, TypeError, OverflowError):
+    except UNREADABLE:
         return None
 
 
@@ -176,7 +187,7 @@ def _numbers(ds: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
         return None
     try:
         numbers = tuple(float(value) for value in values)
-    except (ValueError, TypeError):
+    except UNREADABLE:
         return None
     return numbers if all(math.isfinite(number) for number in numbers) else None
 

@@ -28,6 +28,7 @@ def assemble_volume(
     arena: Arena,
     decoders: DecoderPool,
     read: Callable[[Path], Header] = read_header,
+    check_room: Callable[[int], None] = lambda _voxels: None,
 ) -> Volume:
     """Sorts, checks and decodes a series into the arena.
 
@@ -38,6 +39,8 @@ def assemble_volume(
         arena: Where the voxels go.
         decoders: Who puts them there.
         read: Gives a header by path; a caller that has read them already passes its cache.
+        check_room: Asked with the number of voxels before anything is decoded; raises where
+            the volume and what comes back would not fit.
 
     Returns:
         The volume: image INT16 [K, J, I]; rescale float64 [K, 2], with the shift of
@@ -67,6 +70,7 @@ def assemble_volume(
         x_mm, y_mm, z_mm = header.position_lps_mm
         slices.append(Slice(header.sop_instance_uid, 1, (x_mm, y_mm, z_mm)))
 
+    check_room(len(tasks) * rows * columns)
     span = arena.allocate(len(tasks) * frame_bytes)
     try:
         decoders.decode(

@@ -15,7 +15,15 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from dicom_gateway.config import ScuSettings
-from dicom_gateway.database import deliveries, job_events, jobs, now_s, results, transaction
+from dicom_gateway.database import (
+    deliveries,
+    job_events,
+    jobs,
+    now_s,
+    reading,
+    results,
+    transaction,
+)
 from dicom_gateway.errors import DestinationRefused, GatewayError, Retryable
 from dicom_gateway.records import Delivery, DeliveryState, JobState, Result
 
@@ -159,13 +167,20 @@ class Entries:
         Returns:
             How many there were; their jobs are in the failed list.
         """
+        theirs = sa.select(deliveries).where(
+            deliveries.c.state == DeliveryState.WAITING.value,
+            deliveries.c.destination.not_in(list(known)),
+        )
+        with reading(self._engine) as connection:  # nearly always nothing: no lock for that
+            if connection.execute(theirs.limit(1)).first() is None:
+                return 0
         with transaction(self._engine) as connection:
-            lost = connection.execute(
-                sa.select(deliveries).where(
-                    deliveries.c.state == DeliveryState.WAITING.value,
-                    deliveries.c.destination.not_in(list(known)),
-                )
-            ).all()
+            # PostgreSQL: the jobs first, as everybody else does, or two could block each other.
+            held = sa.select(jobs.c.job_id).where(
+                jobs.c.job_id.in_(theirs.with_only_columns(deliveries.c.job_id))
+            )
+            connection.execute(held.order_by(jobs.c.job_id).with_for_update())
+            lost = connection.execute(theirs).all()
             for row in lost:
                 reason = (
                     f"destination '{row.destination}' is not in gateway.yaml any more; put it "

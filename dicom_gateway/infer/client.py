@@ -22,9 +22,20 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException
 
 from dicom_gateway.config import TritonSettings
-from dicom_gateway.errors import ContractMismatch, TritonUnavailable
+from dicom_gateway.errors import (
+    ContractMismatch,
+    GatewayError,
+    RequestLost,
+    TritonUnavailable,
+    VolumeTooLarge,
+)
 from dicom_gateway.infer.contract import SeenContracts, read_contract
-from dicom_gateway.infer.mapping import as_gateway_error, status_of
+from dicom_gateway.infer.mapping import (
+    as_gateway_error,
+    broke_under_it,
+    part_is_dead,
+    status_of,
+)
 from dicom_gateway.infer.region import RPC_TIMEOUT_S, Arena, Region
 from dicom_gateway.records import ArenaSpan, Contract, Inference, Output, Volume
 
@@ -49,6 +60,9 @@ _ANSWERED = frozenset(
     }
 )
 """Only a server says these: the request has ended there. The rest gRPC also says by itself."""
+
+_PAGE_BYTES = 4096
+"""Spans of the arena start on a page."""
 
 _NUMPY: dict[str, type[np.uint8] | type[np.uint16]] = {"UINT8": np.uint8, "UINT16": np.uint16}
 
@@ -79,6 +93,7 @@ class TritonClient:
         self._triton = InferenceServerClient(settings.url, channel_args=_CHANNEL)
         self._seen = SeenContracts(seen_folder)
         self._regions: dict[str, Region] = {}
+        self._computed_when_broken: dict[str, int] = {}
         self._closed = False
 
     # Contracts ----------------------------------------------------------------------
@@ -163,7 +178,8 @@ class TritonClient:
             stop: Ends the wait early when set.
 
         Raises:
-            TritonUnavailable: away, broken, too slow, or `stop` was set.
+            TritonUnavailable: away, not ready, or `stop` was set.
+            RequestLost: a part of Triton died under the request, or it took too long.
             InferenceRejected: Triton says that the input is at fault, or the model broke.
             ContractMismatch: the outputs aren't what the contract says.
             ArenaFull: no room for the outputs just now.
@@ -173,13 +189,12 @@ class TritonClient:
         spans = [volume.image]
         answer: _Answer | None = None
         try:
-            outputs = _outputs(contract, volume)
+            outputs = _outputs(contract, volume.dtype)
+            voxels = int(np.prod(volume.shape_kji))
+            check_room(contract, arena, voxels)
             masks: dict[str, ArenaSpan] = {}
             for output in outputs:
-                size_bytes = (
-                    int(np.prod(volume.shape_kji)) * np.dtype(_NUMPY[output.datatype]).itemsize
-                )
-                masks[output.name] = arena.allocate(size_bytes)
+                masks[output.name] = arena.allocate(voxels * _voxel_bytes(output))
                 spans.append(masks[output.name])
             region.ensure_registered()
             if stop is not None and stop.is_set():
@@ -189,7 +204,8 @@ class TritonClient:
             answer = self._ask(volume, contract, masks, job_id, stop)
             duration_s = time.monotonic() - started
             if answer.error is not None:
-                raise as_gateway_error(answer.error) from answer.error
+                stopped = stop is not None and stop.is_set()
+                raise self._what_became(answer.error, contract, stopped) from answer.error
             return Inference(
                 labelmaps={
                     output.name: _copy_out(answer.result, output, arena, masks[output.name], volume)
@@ -236,6 +252,36 @@ class TritonClient:
                 answer.done.wait()
         return answer
 
+    def _what_became(
+        self, error: InferenceServerException, contract: Contract, stopped: bool
+    ) -> GatewayError:
+        """The error to raise; a request that took something down with it is `RequestLost`."""
+        told = as_gateway_error(error)
+        if stopped or not isinstance(told, TritonUnavailable):
+            return told
+        lost = broke_under_it(error)
+        if part_is_dead(error):
+            lost = self._was_well(contract.pipeline)
+        return RequestLost(str(told)) if lost else told
+
+    def _was_well(self, pipeline: str) -> bool:
+        """Whether a pipeline that is broken now has computed since it was last found broken.
+
+        A stub stays dead until somebody loads its model again, and meets every request until
+        then: only the first of them can have killed it.
+        """
+        try:
+            statistics = self._triton.get_inference_statistics(
+                pipeline, client_timeout=RPC_TIMEOUT_S
+            )
+            # Nanoseconds, not a count: after a restart that may come to the same number.
+            computed = sum(one.inference_stats.success.ns for one in statistics.model_stats)
+        except InferenceServerException:
+            computed = 0
+        before = self._computed_when_broken.get(pipeline)
+        self._computed_when_broken[pipeline] = computed
+        return before is None or computed not in (0, before)
+
     def _contract_text(self, pipeline: str) -> str:
         try:
             config = self._triton.get_model_config(pipeline, client_timeout=RPC_TIMEOUT_S).config
@@ -261,11 +307,44 @@ def _inline(name: str, values: NDArray[np.float64]) -> InferInput:
     return tensor
 
 
-def _outputs(contract: Contract, volume: Volume) -> list[Output]:
-    if contract.input_kind != "volume" or volume.dtype != "INT16":
+def check_room(contract: Contract, arena: Arena, voxels: int) -> None:
+    """Ask it before a volume is decoded: can IMAGE and every label map lie in the arena?
+
+    Args:
+        contract: Of the pipeline to run.
+        arena: Where they will lie together; each begins on a page.
+        voxels: K * J * I.
+
+    Raises:
+        VolumeTooLarge: not even when the arena is empty.
+        ContractMismatch: the pipeline is none that this gateway can ask.
+    """
+    image = _whole_pages(2 * voxels)
+    masks = sum(_whole_pages(voxels * _voxel_bytes(one)) for one in _outputs(contract, "INT16"))
+    if image + masks > arena.size_bytes:
+        mib = 2**20
+        msg = (
+            f"this volume of {voxels} voxels needs {image / mib:.1f} MiB of shared memory and its "
+            f"result {masks / mib:.1f} MiB beside it, and the arena has "
+            f"{arena.size_bytes / mib:.1f} MiB in all; set triton.arena-bytes in gateway.yaml to "
+            f"at least {image + masks}, restart the gateway, then 'tritome jobs retry'"
+        )
+        raise VolumeTooLarge(msg)
+
+
+def _whole_pages(size_bytes: int) -> int:
+    return -(-size_bytes // _PAGE_BYTES) * _PAGE_BYTES
+
+
+def _voxel_bytes(output: Output) -> int:
+    return np.dtype(_NUMPY[output.datatype]).itemsize
+
+
+def _outputs(contract: Contract, dtype: str) -> list[Output]:
+    if contract.input_kind != "volume" or dtype != "INT16":
         msg = (
             f"'{contract.pipeline}' takes {contract.input_kind} input and the volume is "
-            f"{volume.dtype}; this gateway sends INT16 volumes"
+            f"{dtype}; this gateway sends INT16 volumes"
         )
         raise ContractMismatch(msg)
     outputs = [output for output in contract.outputs if output.kind == "labelmap"]

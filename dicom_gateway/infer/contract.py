@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +18,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dicom_gateway.errors import ContractMismatch
+from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.records import CodedConcept, Contract, Output, Segment
 
 SCHEMA_MAJOR = 1
@@ -154,7 +157,10 @@ def _major(raw: Any) -> int | None:
 
 
 class SeenContracts:
-    """The last contract text seen of each pipeline, one file each.
+    """The last contract text seen of each pipeline, one file each; safe from several threads.
+
+    A convenience, never a reason to fail: what can't be kept or read is logged and asked of
+    Triton again.
 
     Args:
         folder: Made when the first contract is kept.
@@ -162,27 +168,57 @@ class SeenContracts:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._mutex = threading.Lock()
         self._texts: dict[str, str] = {}
+        self._kept: dict[str, str] = {}  # what is certainly in the file
+        self._log = get_logger(room="infer")
 
     def keep(self, pipeline: str, text: str) -> None:
         """Remembers the text; the file is replaced in one step, never half written."""
-        if self._texts.get(pipeline) == text:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(pipeline)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-        self._texts[pipeline] = text
+        with self._mutex:
+            self._texts[pipeline] = text
+            if self._kept.get(pipeline) == text:
+                return
+            try:
+                self._replace(self._path(pipeline), text)
+            except OSError as error:
+                self._log.warning(
+                    "contract_not_kept", pipeline=pipeline, reason=error.strerror or "no reason"
+                )
+            else:
+                self._kept[pipeline] = text
 
     def text(self, pipeline: str) -> str | None:
-        """The text last kept, in this life or an earlier one."""
-        if pipeline not in self._texts:
-            try:
-                self._texts[pipeline] = self._path(pipeline).read_text(encoding="utf-8")
-            except FileNotFoundError:
-                return None
-        return self._texts[pipeline]
+        """The text last kept, in this life or an earlier one; None where there is none."""
+        with self._mutex:
+            if pipeline not in self._texts:
+                try:
+                    found = self._path(pipeline).read_text(encoding="utf-8")
+                except FileNotFoundError:
+                    return None
+                except (OSError, UnicodeDecodeError) as error:
+                    self._log.warning(
+                        "contract_not_read", pipeline=pipeline, reason=type(error).__name__
+                    )
+                    return None
+                if not found:
+                    return None  # a power cut left the file without its bytes
+                self._texts[pipeline] = found
+            return self._texts[pipeline] or None
+
+    def _replace(self, path: Path, text: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # A name of its own: a second process on the same folder can't take it away.
+        fd, beside = tempfile.mkstemp(prefix=f"{path.name[:100]}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(fd)
+            Path(beside).replace(path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
 
     def _path(self, pipeline: str) -> Path:
         # The name comes from a configuration: quoted, it can't leave the folder.

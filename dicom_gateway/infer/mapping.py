@@ -43,6 +43,14 @@ _PASSES = re.compile(
     re.IGNORECASE,
 )
 
+_DEAD_PART = re.compile(r"is not healthy", re.IGNORECASE)
+_NO_SPACE = re.compile(r"no space left|failed to increase the shared memory", re.IGNORECASE)
+_NOT_REACHED = re.compile(r"failed to connect|name resolution|DNS", re.IGNORECASE)
+_BROKEN_OFF = re.compile(
+    r"socket closed|connection (was )?(reset|closed|aborted)|broken pipe|stream removed",
+    re.IGNORECASE,
+)
+
 _PREFIXES = re.compile(
     r"^(?:\[StatusCode\.\w+\]\s*"
     r"|in ensemble '[^']*',\s*"
@@ -69,6 +77,23 @@ def as_gateway_error(error: InferenceServerException) -> GatewayError:
         "the served pipeline broke: {text}. Triton's log has more; retry the job when it is mended",
     )
     return InferenceRejected(sentence.format(text=text), code="inference_failed")
+
+
+def part_is_dead(error: InferenceServerException) -> bool:
+    """Whether a model's process is dead; this request or an earlier one may have killed it."""
+    return _DEAD_PART.search(str(error.message() or "")) is not None
+
+
+def broke_under_it(error: InferenceServerException) -> bool:
+    """Whether the server had the request, and then died, ran out of room or never answered.
+
+    A server that can't be reached, is loading or has a full queue is not meant: there the
+    request had no part in it.
+    """
+    text = str(error.message() or "")
+    if status_of(error) is grpc.StatusCode.DEADLINE_EXCEEDED or _NO_SPACE.search(text):
+        return True
+    return _BROKEN_OFF.search(text) is not None and _NOT_REACHED.search(text) is None
 
 
 def status_of(error: InferenceServerException) -> grpc.StatusCode | None:

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from dicom_gateway.database import deliveries, job_events, jobs, now_s, results, transaction
+from dicom_gateway.database import (
+    deliveries,
+    job_events,
+    jobs,
+    now_s,
+    reading,
+    results,
+    transaction,
+)
 from dicom_gateway.jobs.rows import (
     JOB_COLUMNS,
     as_event,
@@ -48,33 +56,33 @@ class JobDesk:
         query = sa.select(*JOB_COLUMNS).order_by(jobs.c.created_at_s.desc()).limit(limit)
         if states:
             query = query.where(jobs.c.state.in_([state.value for state in states]))
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             return [as_job(row) for row in connection.execute(query)]
 
     def show(self, job_id: str) -> Job | None:
         """One job by its id or a beginning of it that no other job shares."""
         query = sa.select(*JOB_COLUMNS).where(jobs.c.job_id.startswith(job_id, autoescape=True))
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(query.limit(2)).all()
         return as_job(rows[0]) if len(rows) == 1 else None
 
     def events(self, job_id: str) -> list[JobEvent]:
         """A job's story, oldest line first."""
         query = sa.select(job_events).where(job_events.c.job_id == job_id)
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             return [as_event(row) for row in connection.execute(query.order_by(job_events.c.id))]
 
     def results(self, job_id: str) -> list[Result]:
         """The DICOM objects that a job made."""
         query = sa.select(results).where(results.c.job_id == job_id)
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             return [as_result(row, self._folder) for row in connection.execute(query)]
 
     def deliveries(self, job_id: str) -> list[Delivery]:
         """Where each result of a job stands with each destination."""
         query = sa.select(deliveries).where(deliveries.c.job_id == job_id)
         made = {result.sop_instance_uid: result for result in self.results(job_id)}
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             return [
                 Delivery(
                     delivery_id=row.id,
@@ -122,6 +130,7 @@ class JobDesk:
                 .values(
                     state=(JobState.DELIVERING if resent else JobState.WAITING).value,
                     not_before_s=now_s(),
+                    strikes=0,
                     finished_at_s=None,
                     failure_code=None,
                     failure_reason=None,

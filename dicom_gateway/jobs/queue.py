@@ -5,15 +5,15 @@ Out: `Job`, one at a time, each to one worker. Every change is one transaction: 
 crash a job is waiting, or running under a lease that runs out, or further on.
 
 A claim raises the job's fence; whoever writes under an older fence gets `LeaseLost`, so a
-worker that was thought dead can't overwrite its successor. Retryable errors never use a
-job up: it waits as long as the world needs, and its story says what for.
+worker that was thought dead can't overwrite its successor. Waiting for the world never
+uses a job up: it waits as long as it must, and its story says what for. Only attempts that
+broke what they ran on are counted (`strikes.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,9 @@ from dicom_gateway.database import (
     transaction,
 )
 from dicom_gateway.errors import GatewayError, LeaseLost, Retryable
+from dicom_gateway.jobs import strikes
 from dicom_gateway.jobs.desk import JobDesk
+from dicom_gateway.jobs.news import News
 from dicom_gateway.jobs.owner import is_certainly_dead
 from dicom_gateway.jobs.rows import (
     JOB_COLUMNS,
@@ -69,8 +71,7 @@ class JobQueue(JobDesk):
         self._retry_first_s = retry_first_s
         self._retry_max_s = retry_max_s
         self._turns = Turns()
-        self._news = threading.Condition()
-        self._news_count = 0
+        self._news = News()
 
     # In -----------------------------------------------------------------------------
 
@@ -119,6 +120,7 @@ class JobQueue(JobDesk):
                 priority=priority.value,
                 state=JobState.WAITING.value,
                 attempts=0,
+                strikes=0,
                 fence=0,
                 created_at_s=now_s(),
                 not_before_s=now_s(),
@@ -143,19 +145,11 @@ class JobQueue(JobDesk):
 
     def notify(self) -> None:
         """Wakes the workers of this process: a job may be due."""
-        with self._news:
-            self._news_count += 1
-            self._news.notify_all()
+        self._news.notify()
 
     def wait_for_news(self, timeout_s: float, seen: int) -> int:
-        """Sleeps until `notify` was called after news `seen`, at most `timeout_s`.
-
-        Returns:
-            The number of the newest news, for the next call. 0 before any.
-        """
-        with self._news:
-            self._news.wait_for(lambda: self._news_count != seen, timeout_s)
-            return self._news_count
+        """Sleeps until `notify` was called after news `seen`; returns the newest's number."""
+        return self._news.wait(timeout_s, seen)
 
     # Out ----------------------------------------------------------------------------
 
@@ -165,7 +159,12 @@ class JobQueue(JobDesk):
         Immediate jobs go first; high, normal and low share 6:3:1, each oldest first.
         """
         with transaction(self._engine) as connection:
-            self._take_back(connection, jobs.c.lease_until_s < now_s(), "its lease ran out")
+            # Our own leases run out where the index was away: no fault of the job.
+            late = jobs.c.lease_until_s < now_s()
+            self._take_back(connection, late & (jobs.c.lease_owner == owner), "its lease ran out")
+            self._take_back(
+                connection, late, "whoever worked on it is gone, its lease ran out", strikes.DEATH
+            )
             due: dict[Priority, str] = {}
             for priority in Priority:
                 job_id = connection.execute(
@@ -278,19 +277,20 @@ class JobQueue(JobDesk):
             )
             write_event(connection, job.job_id, "failed", f"{error.code}: {error}")
 
-    def retry_later(self, job: Job, error: Retryable) -> float:
-        """Lets the job wait for the world to get better, without a limit of attempts.
+    def retry_later(self, job: Job, error: Retryable) -> float | None:
+        """Lets the job wait for the world to get better; without a limit, but for strikes.
 
         Returns:
             Seconds until the next attempt: doubling from `retry_first_s` to
             `retry_max_s`, each shortened by up to half so that jobs don't march in step.
+            None where the job was given up, because it lost too many requests.
 
         Raises:
             LeaseLost: another worker holds the job, or a person cancelled it.
         """
-        # 2**30 attempts' worth is enough; a larger power would only overflow.
-        full_s = min(self._retry_max_s, self._retry_first_s * 2.0 ** min(job.attempts - 1, 30))
-        delay_s = full_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+        weight = strikes.of_error(error)
+        # A strike has broken something that must be mended first: wait four times as long.
+        delay_s = self._delay_s(job.attempts - 1 + (2 if weight else 0))
         with transaction(self._engine) as connection:
             self._leave_running(
                 connection,
@@ -300,6 +300,9 @@ class JobQueue(JobDesk):
                 failure_code=error.code,
                 failure_reason=str(error),
             )
+            if weight and strikes.add(connection, job.job_id, weight) >= strikes.ENOUGH:
+                strikes.give_up(connection, job.job_id, job.attempts, str(error))
+                return None
             write_event(
                 connection,
                 job.job_id,
@@ -332,7 +335,10 @@ class JobQueue(JobDesk):
             ).scalars()
             dead = [owner for owner in owners if is_certainly_dead(owner)]
             released = self._take_back(
-                connection, jobs.c.lease_owner.in_(dead), "the process that worked on it died"
+                connection,
+                jobs.c.lease_owner.in_(dead),
+                "the process that worked on it died",
+                strikes.DEATH,
             )
         if released:
             self.notify()
@@ -354,22 +360,42 @@ class JobQueue(JobDesk):
             self.notify()
         return changed
 
-    def _take_back(self, connection: sa.Connection, which: sa.ColumnElement[bool], why: str) -> int:
+    def _take_back(
+        self,
+        connection: sa.Connection,
+        which: sa.ColumnElement[bool],
+        why: str,
+        weight: int = 0,
+    ) -> int:
         taken = connection.execute(
             jobs.update()
             .where(jobs.c.state == JobState.RUNNING.value, which)
             .values(
                 state=JobState.WAITING.value,
                 not_before_s=now_s(),
+                strikes=jobs.c.strikes + weight,
                 lease_owner=None,
                 lease_until_s=None,
             )
-            .returning(jobs.c.job_id)
-        ).scalars()
-        job_ids = list(taken)
-        for job_id in job_ids:
-            write_event(connection, job_id, "taken_back", why)
-        return len(job_ids)
+            .returning(jobs.c.job_id, jobs.c.strikes, jobs.c.attempts)
+        ).all()
+        for row in taken:
+            write_event(connection, row.job_id, "taken_back", why)
+            if weight and row.strikes >= strikes.ENOUGH:
+                strikes.give_up(connection, row.job_id, row.attempts, why)
+            elif weight and row.strikes > strikes.PATIENT_DEATHS:
+                delay_s = self._delay_s(row.strikes - strikes.PATIENT_DEATHS)
+                connection.execute(
+                    jobs.update()
+                    .where(jobs.c.job_id == row.job_id)
+                    .values(not_before_s=now_s() + delay_s)
+                )
+        return len(taken)
+
+    def _delay_s(self, doublings: int) -> float:
+        # 2**30 times the first wait is enough; a larger power would only overflow.
+        full_s = min(self._retry_max_s, self._retry_first_s * 2.0 ** min(doublings, 30))
+        return full_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
 
     def _leave_running(self, connection: sa.Connection, job: Job, **values: Any) -> None:
         changed = connection.execute(

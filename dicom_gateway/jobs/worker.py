@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from dicom_gateway.errors import DatabaseUnavailable, GatewayError, LeaseLost, Permanent, Retryable
+from dicom_gateway.errors import (
+    DatabaseUnavailable,
+    GatewayError,
+    GaveUp,
+    LeaseLost,
+    Permanent,
+    Retryable,
+)
 from dicom_gateway.jobs.owner import this_process
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.observe.logging import get_logger
@@ -165,6 +172,15 @@ class Worker:
             delay_s = self._queue.retry_later(run.job, error)
         except LeaseLost as lost:
             self._log.warning("lease_lost", job_id=run.job.job_id, reason=str(lost))
+            return
+        if delay_s is None:
+            self._log.error(
+                "job_failed",
+                job_id=run.job.job_id,
+                state=JobState.FAILED.value,
+                code=GaveUp.code,
+                reason=str(error),
+            )
             return
         self._log.warning(
             "job_waits",

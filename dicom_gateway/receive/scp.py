@@ -55,14 +55,15 @@ class Receiver:
             raises is the answer: the status of a `Refused`, 0xA700 for a
             `DatabaseUnavailable`, 0xC000 for anything unforeseen.
         association_ended: Called with the association's id, exactly once for each that was
-            admitted, after its last `keep`: on release, abort and lost connection alike.
+            admitted, after its last `keep`; and with True where the peer released it, False
+            after an abort or a lost connection.
     """
 
     def __init__(
         self,
         settings: ScpSettings,
         keep: Callable[[Arrival], Instance],
-        association_ended: Callable[[str], None],
+        association_ended: Callable[[str, bool], None],
     ) -> None:
         self._settings = settings
         self._keep = keep
@@ -229,7 +230,7 @@ class Receiver:
         how = "released" if association.is_released else "aborted or lost"
         self._log.info("association ended", association_id=association.association_id, how=how)
         try:
-            self._association_ended(association.association_id)
+            self._association_ended(association.association_id, association.is_released)
         except Exception:  # noqa: BLE001 - outermost edge of the association's thread
             # The series then counts as still being sent, and the longer quiet time decides.
             self._log.exception("the end of an association could not be noted")

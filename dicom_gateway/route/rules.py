@@ -7,12 +7,11 @@ same question gives the same answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom import dcmread, uid
-from pydicom.errors import InvalidDicomError
+from pydicom import uid
 
 from dicom_gateway.config import AcceptedTitle, ScpSettings
 from dicom_gateway.records import Contract, Priority, Series
@@ -80,13 +79,20 @@ class Routing:
         return not self.unknown_pipelines
 
 
-def route(series: Series, settings: ScpSettings, contracts: Mapping[str, Contract]) -> Routing:
+def route(
+    series: Series,
+    settings: ScpSettings,
+    contracts: Mapping[str, Contract],
+    is_localizer: Callable[[Path], bool],
+) -> Routing:
     """Finds the pipelines of the called AE title that want this series.
 
     Args:
         series: What was received, complete or not.
         settings: `dicom.scp` of gateway.yaml.
         contracts: By pipeline; also those of earlier, when Triton is away just now.
+        is_localizer: Whether the instance at a path is a scout; False where its header
+            can't be read, so that assembling says what is wrong with it.
     """
     title = _title_of(series.called_ae_title, settings)
     if title is None:
@@ -96,7 +102,7 @@ def route(series: Series, settings: ScpSettings, contracts: Mapping[str, Contrac
             "every instance of it came under the SOP Instance UID of another object; "
             "ask the sender which of them is right"
         )
-    unwanted = _never_wanted(series)
+    unwanted = _never_wanted(series, is_localizer)
     if unwanted:
         return _ignored(f"no pipeline of AE title {title.ae_title} wants {unwanted}")
 
@@ -126,13 +132,13 @@ def _ignored(reason: str) -> Routing:
     return Routing(routes=(), unknown_pipelines=(), reason=reason)
 
 
-def _never_wanted(series: Series) -> str:
+def _never_wanted(series: Series, is_localizer: Callable[[Path], bool]) -> str:
     """Why no pipeline at all can take the series; "" where one might."""
     classes = {instance.sop_class_uid for instance in series.instances}
     if classes.isdisjoint(_CROSS_SECTIONS | _PROJECTIONS):
         names = ", ".join(sorted(uid.UID(one).name for one in classes))
         return f"objects without cross-sections ({names}, modality {series.modality or 'unknown'})"
-    if all(_is_localizer(instance.path) for instance in series.instances):
+    if all(is_localizer(instance.path) for instance in series.instances):
         return "a series of localizers only (Image Type (0008,0008))"
     return ""
 
@@ -146,19 +152,3 @@ def _refusal(series: Series, contract: Contract) -> str:
         names = ", ".join(sorted(one.name for one in classes))
         return f"{contract.pipeline} wants an input of the kind {contract.input_kind}, not {names}"
     return ""
-
-
-def _is_localizer(path: Path) -> bool:
-    """True for a scout: its class is CT Image Storage too, only Image Type tells.
-
-    Source: PS3.3 C.8.2.1.1.1 (value 3 of Image Type).
-    """
-    try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=["ImageType"])
-    except (OSError, InvalidDicomError, EOFError, ValueError):
-        return False  # assembling will say what is wrong with it
-    element = header.get_item("ImageType")
-    # As bytes: converting a value that a device wrote oddly would warn, and quote it.
-    value = element.value if element is not None else None
-    text = value.decode("ascii", errors="replace") if isinstance(value, bytes) else str(value)
-    return "LOCALIZER" in text.upper()

@@ -2,7 +2,7 @@
 
 In: bytes and a place inside the store. Out: nothing but the promise that the file has that
 content for good. Survives a crash: every file whose `write` has returned; what a crash left
-half-written lies in `incoming/` and is removed by the next start.
+half-written is called `*.part` and is removed by the next start.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from pathlib import Path
 from dicom_gateway.errors import ConfigurationError, OutOfResources
 
 INCOMING = "incoming"
+
+UNFINISHED_IN = (INCOMING, "results", "contracts")
+"""Folders of the store in which a killed process leaves `*.part` files."""
 
 
 class DurableFolder:
@@ -48,7 +51,9 @@ class DurableFolder:
 
     def clean(self) -> int:
         """Removes what earlier processes left half-written; call it before receiving."""
-        leftovers = list((self.folder / INCOMING).glob("*.part"))
+        leftovers = [
+            leftover for name in UNFINISHED_IN for leftover in (self.folder / name).glob("*.part")
+        ]
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
         return len(leftovers)

@@ -18,12 +18,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from dicom_gateway.database import arrivals, instances, now_s, series, transaction
+from dicom_gateway.database import transaction
 from dicom_gateway.errors import DatabaseUnavailable
 from dicom_gateway.observe.logging import get_logger
-from dicom_gateway.records import Arrival, Instance, SeriesState
+from dicom_gateway.records import Arrival, Instance
 from dicom_gateway.store.files import DurableFolder
 from dicom_gateway.store.identity import Identity, identify
+from dicom_gateway.store.rows import Kept, as_instance, write_rows
 
 # Derived from a UUID, which needs no registration (PS3.5 B.2): uuid5 of "tritome".
 IMPLEMENTATION_CLASS_UID = "2.25.55315946140892021761536926937212057420"
@@ -61,7 +62,8 @@ class InstanceStore:
         """Keeps one object; when this returns, it survives a power cut.
 
         The same object again is the same instance. Another object under the same SOP
-        Instance UID is kept apart, marked as conflicting and never used for a volume.
+        Instance UID, for the same called AE title, is kept apart and marked as conflicting;
+        it takes the first one's place where nothing came of that (see `rows.py`).
 
         Raises:
             NotADataSet, BadIdentifier, IdentifierMismatch: see `identify`.
@@ -85,109 +87,38 @@ class InstanceStore:
             "path": relative.as_posix(),
             "size_bytes": size_bytes,
         }
-        instance = self._index(row, arrival)
-        if instance.conflicts:
-            self._log.warning(
-                "another object with this SOP Instance UID is kept already; this one is set "
-                "apart and not used",
-                sop_instance_uid=instance.sop_instance_uid,
-                series_instance_uid=instance.series_instance_uid,
-            )
-        return instance
+        kept = self._index(row, arrival)
+        self._tell(kept, arrival)
+        return as_instance(kept.row, self._folder.folder, conflicts=kept.conflicts)
 
-    def _index(self, row: dict[str, Any], arrival: Arrival) -> Instance:
+    def _index(self, row: dict[str, Any], arrival: Arrival) -> Kept:
         for _ in range(_TRIES):
             try:
                 with transaction(self._engine) as connection:
-                    return self._write_rows(connection, row, arrival)
+                    return write_rows(connection, row, arrival)
             except IntegrityError:
                 continue  # another thread or process wrote the same row first: look again
         msg = "the index refuses a row that is not in it; it will be tried again"
         raise DatabaseUnavailable(msg)
 
-    def _write_rows(
-        self, connection: sa.Connection, row: dict[str, Any], arrival: Arrival
-    ) -> Instance:
-        same_uid = connection.execute(
-            sa.select(instances).where(instances.c.sop_instance_uid == row["sop_instance_uid"])
-        ).all()
-        known = next((one for one in same_uid if one.sha256 == row["sha256"]), None)
-        if known is None:
-            known = connection.execute(
-                instances.insert()
-                .values(**row, conflicts=bool(same_uid), received_at_s=now_s())
-                .returning(*instances.c)
-            ).one()
-        came_before = connection.execute(
-            sa.select(arrivals.c.instance_id).where(
-                arrivals.c.instance_id == known.id,
-                arrivals.c.called_ae_title == arrival.called_ae_title,
-            )
-        ).first()
-        if came_before is None:
-            connection.execute(
-                arrivals.insert().values(
-                    instance_id=known.id,
-                    called_ae_title=arrival.called_ae_title,
-                    calling_ae_title=arrival.calling_ae_title,
-                    association_id=arrival.association_id,
-                    received_at_s=now_s(),
-                )
-            )
-        # What is sent again unchanged, or is set apart, gives no reason to judge again.
-        _touch_series(
-            connection, known, arrival, reopens=came_before is None and not known.conflicts
+    def _tell(self, kept: Kept, arrival: Arrival) -> None:
+        log = self._log.bind(
+            sop_instance_uid=kept.row.sop_instance_uid,
+            series_instance_uid=kept.row.series_instance_uid,
+            called_ae_title=arrival.called_ae_title,
         )
-        return as_instance(known, self._folder.folder)
-
-
-def _touch_series(
-    connection: sa.Connection, instance: sa.Row[Any], arrival: Arrival, *, reopens: bool
-) -> None:
-    """Notes that the series was just sent to this called AE title."""
-    now = {
-        "calling_ae_title": arrival.calling_ae_title,
-        "last_association_id": arrival.association_id,
-        "last_arrival_at_s": now_s(),
-        "released_at_s": None,
-    }
-    ours = sa.and_(
-        series.c.series_instance_uid == instance.series_instance_uid,
-        series.c.called_ae_title == arrival.called_ae_title,
-    )
-    state = connection.execute(sa.select(series.c.state).where(ours)).scalar_one_or_none()
-    if state is None:
-        connection.execute(
-            series.insert().values(
-                series_instance_uid=instance.series_instance_uid,
-                called_ae_title=arrival.called_ae_title,
-                study_instance_uid=instance.study_instance_uid,
-                modality=instance.modality,
-                state=SeriesState.RECEIVING.value,
-                reasons="",
-                **now,
+        if kept.conflicts:
+            log.warning(
+                "another object with this SOP Instance UID is kept already; this one is set "
+                "apart and not used"
             )
-        )
-    elif reopens or state == SeriesState.RECEIVING:
-        connection.execute(
-            series.update().where(ours).values(state=SeriesState.RECEIVING.value, reasons="", **now)
-        )
-
-
-def as_instance(row: sa.Row[Any], folder: Path) -> Instance:
-    """The record of a row of `instances`."""
-    return Instance(
-        sop_instance_uid=row.sop_instance_uid,
-        sop_class_uid=row.sop_class_uid,
-        transfer_syntax_uid=row.transfer_syntax_uid,
-        series_instance_uid=row.series_instance_uid,
-        study_instance_uid=row.study_instance_uid,
-        modality=row.modality,
-        path=folder / row.path,
-        sha256=row.sha256,
-        size_bytes=row.size_bytes,
-        conflicts=row.conflicts,
-    )
+        if kept.replaces:
+            log.warning(
+                "this object takes the place of the one that was kept under its SOP Instance "
+                "UID, of which nothing came; the older one is set apart"
+            )
+        if kept.reopens:
+            log.info("the series was sent again and is judged again")
 
 
 def _relative_path(sop_instance_uid: str, sha256: str) -> Path:

@@ -18,11 +18,13 @@ from dicom_gateway.database import (
     job_instances,
     jobs,
     now_s,
+    open_associations,
+    reading,
     series,
     transaction,
 )
 from dicom_gateway.records import Series, SeriesState
-from dicom_gateway.store.instances import as_instance
+from dicom_gateway.store.rows import as_instance
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,9 @@ class OpenSeries:
         instances: How many usable instances there are by now.
         since_first_arrival_s: Since the first instance came to this called AE title.
         since_last_arrival_s: Since the last instance was kept.
-        since_association_ended_s: Since the association that brought the last instance
-            ended; None while it is open.
+        since_association_ended_s: Since the last of the associations that brought
+            instances ended; None while any of them is open.
+        broken_off: One of them was aborted or lost, so there may be more to come.
     """
 
     series_instance_uid: str
@@ -43,10 +46,11 @@ class OpenSeries:
     since_first_arrival_s: float
     since_last_arrival_s: float
     since_association_ended_s: float | None
+    broken_off: bool = False
 
     @property
     def association_open(self) -> bool:
-        """True while the association that brought the last instance is open."""
+        """True while any association that brought instances is open."""
         return self.since_association_ended_s is None
 
 
@@ -78,36 +82,67 @@ class SeriesIndex:
 
     # Associations ---------------------------------------------------------------------
 
-    def association_ended(self, association_id: str) -> None:
-        """Notes that nothing more comes by this association, however it ended."""
+    def association_ended(self, association_id: str, *, in_order: bool) -> None:
+        """Notes that nothing more comes by this association.
+
+        A series counts as released when none of those that brought its instances is open.
+
+        Args:
+            association_id: As its arrivals named it.
+            in_order: It was released; False for an abort and a lost connection.
+        """
         with transaction(self._engine) as connection:
-            connection.execute(
-                series.update()
-                .where(
-                    series.c.last_association_id == association_id,
-                    series.c.released_at_s.is_(None),
+            brought = connection.execute(
+                sa.select(
+                    open_associations.c.series_instance_uid, open_associations.c.called_ae_title
                 )
-                .values(released_at_s=now_s())
-            )
+                .where(open_associations.c.association_id == association_id)
+                .order_by(
+                    open_associations.c.series_instance_uid, open_associations.c.called_ae_title
+                )
+            ).all()
+            for uid, title in brought:
+                # PostgreSQL: of two associations that end at once the second sees the first.
+                ours = _is(series, uid, title)
+                connection.execute(sa.select(series.c.state).where(ours).with_for_update())
+                connection.execute(
+                    open_associations.delete().where(
+                        open_associations.c.association_id == association_id,
+                        _is(open_associations, uid, title),
+                    )
+                )
+                if not in_order:
+                    connection.execute(series.update().where(ours).values(broken_off=True))
+                connection.execute(
+                    series.update()
+                    .where(
+                        ours,
+                        series.c.released_at_s.is_(None),
+                        ~sa.exists().where(_is(open_associations, uid, title)),
+                    )
+                    .values(released_at_s=now_s())
+                )
 
     def close_orphaned_associations(self) -> int:
         """After a start no association is open; call it before the first one is accepted.
 
         Returns:
-            How many series were waiting for an association of an earlier process.
+            How many series were waiting for an association of an earlier process; whatever
+            ended that has broken them off.
         """
         with transaction(self._engine) as connection:
+            connection.execute(open_associations.delete())
             return connection.execute(
                 series.update()
                 .where(series.c.released_at_s.is_(None))
-                .values(released_at_s=now_s())
+                .values(released_at_s=now_s(), broken_off=True)
             ).rowcount
 
     # Questions ------------------------------------------------------------------------
 
     def open_series(self) -> list[OpenSeries]:
         """All series in `receiving`, the longest quiet one first."""
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(
                 sa.select(
                     series.c.series_instance_uid,
@@ -115,7 +150,8 @@ class SeriesIndex:
                     (now_s() - series.c.last_arrival_at_s).label("quiet_s"),
                     (now_s() - series.c.released_at_s).label("ended_s"),
                     (now_s() - sa.func.min(arrivals.c.received_at_s)).label("first_s"),
-                    sa.func.count(sa.case((instances.c.conflicts.is_(False), 1))).label("members"),
+                    sa.func.count(sa.case((arrivals.c.conflicts.is_(False), 1))).label("members"),
+                    series.c.broken_off,
                 )
                 .join_from(series, instances, _same_series())
                 .join(arrivals, _same_arrival())
@@ -131,6 +167,7 @@ class SeriesIndex:
                 since_first_arrival_s=max(0.0, row.first_s),
                 since_last_arrival_s=max(0.0, row.quiet_s),
                 since_association_ended_s=None if row.ended_s is None else max(0.0, row.ended_s),
+                broken_off=row.broken_off,
             )
             for row in rows
         ]
@@ -144,7 +181,7 @@ class SeriesIndex:
         Raises:
             KeyError: no such series was sent to that called AE title.
         """
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(
                 sa.select(series).where(
                     series.c.series_instance_uid == series_instance_uid,
@@ -160,7 +197,7 @@ class SeriesIndex:
                 .where(
                     instances.c.series_instance_uid == series_instance_uid,
                     arrivals.c.called_ae_title == called_ae_title,
-                    instances.c.conflicts.is_(False),
+                    arrivals.c.conflicts.is_(False),
                 )
                 .order_by(instances.c.id)
             ).all()
@@ -179,7 +216,7 @@ class SeriesIndex:
         Raises:
             KeyError: no such job.
         """
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             job = connection.execute(
                 sa.select(
                     jobs.c.series_instance_uid,
@@ -208,7 +245,7 @@ class SeriesIndex:
 
     def ignored_series(self) -> list[IgnoredSeries]:
         """All series that no pipeline wanted, the newest first."""
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(
                 sa.select(series, sa.func.count(arrivals.c.instance_id).label("members"))
                 .join_from(series, instances, _same_series())
@@ -239,7 +276,8 @@ class SeriesIndex:
         """Marks a series decided or ignored, in the caller's transaction.
 
         Call it in the transaction that makes the jobs. Where another instance came since
-        `judged` was loaded, nothing is marked: the series stays open and is judged again.
+        `judged` was loaded, or took another's place, nothing is marked: the series stays
+        open and is judged again.
 
         Args:
             connection: Inside `transaction(engine)`.
@@ -250,25 +288,33 @@ class SeriesIndex:
         Returns:
             False where another instance came in the meantime.
         """
-        ours = sa.and_(
-            series.c.series_instance_uid == judged.series_instance_uid,
-            series.c.called_ae_title == judged.called_ae_title,
-        )
+        ours = _is(series, judged.series_instance_uid, judged.called_ae_title)
         # PostgreSQL: hold the row, so that a `keep` that is under way comes before or after.
         connection.execute(sa.select(series.c.state).where(ours).with_for_update())
         usable = connection.execute(
-            sa.select(sa.func.count())
-            .select_from(instances.join(arrivals, arrivals.c.instance_id == instances.c.id))
+            sa.select(instances.c.sop_instance_uid, instances.c.sha256)
+            .join(arrivals, arrivals.c.instance_id == instances.c.id)
             .where(
                 instances.c.series_instance_uid == judged.series_instance_uid,
                 arrivals.c.called_ae_title == judged.called_ae_title,
-                instances.c.conflicts.is_(False),
+                arrivals.c.conflicts.is_(False),
             )
-        ).scalar_one()
-        if usable != len(judged.instances):
+        )
+        if {tuple(row) for row in usable} != {
+            (one.sop_instance_uid, one.sha256) for one in judged.instances
+        }:
             return False
-        connection.execute(series.update().where(ours).values(state=state.value, reasons=reasons))
+        connection.execute(
+            series.update().where(ours).values(state=state.value, reasons=reasons, renewable=False)
+        )
         return True
+
+
+def _is(table: sa.Table, series_instance_uid: str, called_ae_title: str) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        table.c.series_instance_uid == series_instance_uid,
+        table.c.called_ae_title == called_ae_title,
+    )
 
 
 def _same_series() -> sa.ColumnElement[bool]:

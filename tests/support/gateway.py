@@ -107,8 +107,8 @@ def an_open_door(
                 door.news.notify_all()
             return instance
 
-        def note_the_end(association_id: str) -> None:
-            keeping.index.association_ended(association_id)
+        def note_the_end(association_id: str, in_order: bool) -> None:
+            keeping.index.association_ended(association_id, in_order=in_order)
             with door.news:
                 door.ended.append(association_id)
                 door.news.notify_all()

@@ -10,9 +10,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import pytest
 from pydicom.uid import CTImageStorage
 from pynetdicom import AE, evt
+from pynetdicom.transport import AssociationSocket
 
 from dicom_gateway.config import Destination
 
@@ -96,3 +99,32 @@ def a_pacs(
     finally:
         pacs.hold.set()
         server.shutdown()
+
+
+def delay_negotiation_until_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our side of an association looks at its connection only when that is closed again.
+
+    What a busy machine does now and then: pynetdicom's thread connects, sends, receives the
+    rejection and closes before the thread that asked for all this has its turn.
+    """
+    closed = threading.Event()
+    make, close = AssociationSocket.__init__, AssociationSocket.close
+
+    class LateEvent(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            woken = super().wait(timeout)
+            closed.wait(60)
+            return woken
+
+    def make_late(self: AssociationSocket, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        if not self._ready.is_set():  # the side that asks
+            self._ready = LateEvent()
+
+    def close_and_tell(self: AssociationSocket) -> None:
+        close(self)
+        if isinstance(self._ready, LateEvent):
+            closed.set()
+
+    monkeypatch.setattr(AssociationSocket, "__init__", make_late)
+    monkeypatch.setattr(AssociationSocket, "close", close_and_tell)

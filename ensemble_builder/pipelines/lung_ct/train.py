@@ -56,7 +56,9 @@ def train(
     seed: int = 0,
     real: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
     iterations: int | None = None,
+    learning_rate: float | None = None,
 ) -> Path:
     """Train and save the weights.
 
@@ -65,7 +67,9 @@ def train(
         seed: fixes phantoms, crops and the first weights.
         real: folders of DICOM, separated by the system's path separator; labelled classically.
         out: where the weights go; models/model.pt by default.
+        start: weights to go on from, in place of seeded ones.
         iterations: in place of the number in train.json.
+        learning_rate: in place of the number in train.json.
 
     Returns:
         The file written.
@@ -77,7 +81,11 @@ def train(
     target = Path(out) if out else root / "models" / "model.pt"
     settings = read_config(root, "train")
     steps = iterations or int(settings["iterations"])
+    if learning_rate:
+        settings["learning_rate"] = learning_rate
     network, grid_mm, hu_range = _from_inference(root, seed)
+    if start:
+        network.load_state_dict(torch.load(start, map_location="cpu", weights_only=True))
     folders = [Path(p) for p in str(real).split(os.pathsep)] if real else []
     reals = [real_example(folder, grid_mm) for folder in folders]
     started, running = time.monotonic(), 0.0
@@ -224,13 +232,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--real", help="folder of a real chest CT (DICOM), labelled classically")
     parser.add_argument("--out", help="file for the weights; models/model.pt by default")
+    parser.add_argument("--start", help="weights to go on from, in place of seeded ones")
     parser.add_argument("--iterations", type=int)
+    parser.add_argument("--learning-rate", type=float)
     given = parser.parse_args(argv)
     done = train(
         seed=given.seed,
         real=given.real,
         out=given.out,
+        start=given.start,
         iterations=given.iterations,
+        learning_rate=given.learning_rate,
     )
     print(f"weights: {done}")
 

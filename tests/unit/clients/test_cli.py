@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clients.cli import app, version
+from clients.commands.serve import gateway_program
 from dicom_gateway.config import load_settings
 from ensemble_builder.version import BUILDER_VERSION
 
@@ -139,12 +142,103 @@ def test_init_writes_settings_that_the_gateway_reads_and_never_overwrites(tmp_pa
     assert config.read_text(encoding="utf-8") == "mine"
 
 
-def test_up_refuses_a_triton_on_another_machine(tmp_path: Path) -> None:
-    """`up` can only start a Triton here, and says what to do instead."""
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("triton.example:8001", "tritome gateway"),
+        ("[::1]:8001", "set it to 127.0.0.1:8001"),
+        ("127.0.0.1:0", "a port from 1 to 65535"),
+        ("127.0.0.1:80010", "a port from 1 to 65535"),
+    ],
+)
+def test_up_refuses_a_triton_that_it_could_not_start_there(
+    tmp_path: Path, url: str, said: str
+) -> None:
+    """Jobs would wait forever for a server that listens elsewhere; it says what to write."""
     config = tmp_path / "gateway.yaml"
     tritome("init", "--config", str(config))
-    text = config.read_text(encoding="utf-8").replace("127.0.0.1:8001", "triton.example:8001")
+    text = config.read_text(encoding="utf-8").replace("127.0.0.1:8001", f'"{url}"')
     config.write_text(text, encoding="utf-8")
-    answer = tritome("up", "--config", str(config))
+    answer = tritome("up", "--config", str(config), "--model-repository", str(models(tmp_path)))
     assert answer.returncode == 1
-    assert "tritome gateway" in answer.stderr
+    assert said in answer.stderr
+
+
+def models(folder: Path) -> Path:
+    """What looks like a model repository from outside."""
+    (folder / "models" / "lung_ct").mkdir(parents=True)
+    (folder / "models" / "lung_ct" / "config.pbtxt").touch()
+    return folder / "models"
+
+
+def test_up_says_at_once_that_there_are_no_models(tmp_path: Path) -> None:
+    """Before anything is started; with the command that writes some."""
+    tritome("init", "--config", str(tmp_path / "gateway.yaml"))
+    answer = tritome("up", cwd=tmp_path)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("Error: model_repository holds no models")
+    assert "tritome build lung_ct" in answer.stderr
+    assert answer.stdout == ""
+
+
+def test_up_says_at_once_that_a_pipeline_is_not_there(tmp_path: Path) -> None:
+    """A typo in gateway.yaml, told with the name that was meant, before a study waits for it."""
+    config = tmp_path / "gateway.yaml"
+    tritome("init", "--config", str(config))
+    text = config.read_text(encoding="utf-8").replace("[lung_ct]", "[lung_tc]")
+    config.write_text(text, encoding="utf-8")
+    answer = tritome("up", "--config", str(config), "--model-repository", str(models(tmp_path)))
+    assert answer.returncode == 1
+    assert "leads LUNG to the pipeline 'lung_tc'" in answer.stderr
+    assert "did you mean 'lung_ct'?" in answer.stderr
+
+
+def test_up_says_at_once_that_a_port_is_in_use(tmp_path: Path) -> None:
+    """By its number, and by where another one is written."""
+    config = tmp_path / "gateway.yaml"
+    tritome("init", "--config", str(config))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        text = config.read_text(encoding="utf-8").replace("port: 11112", f"port: {port}")
+        config.write_text(text, encoding="utf-8")
+        answer = tritome("up", "--config", str(config), "--model-repository", str(models(tmp_path)))
+    assert answer.returncode == 1
+    assert f"127.0.0.1 port {port} can't be had (Address already in use)" in answer.stderr
+    assert "dicom.scp.port in gateway.yaml" in answer.stderr
+
+
+def test_settings_that_are_not_there_point_to_init(tmp_path: Path) -> None:
+    """The first mistake that everybody makes."""
+    answer = tritome("up", cwd=tmp_path)
+    assert "'tritome init' writes one" in answer.stderr
+    (tmp_path / "gateway.yaml").touch()
+    assert "holds no settings" in tritome("up", cwd=tmp_path).stderr
+
+
+def test_a_typo_in_the_settings_is_told_with_its_line_and_the_right_word(tmp_path: Path) -> None:
+    """No parser's words, no key that is suggested in place of itself."""
+    config = tmp_path / "gateway.yaml"
+    tritome("init", "--config", str(config))
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("ae-titles:", "ae-title:"), encoding="utf-8")
+    answer = tritome("up", cwd=tmp_path)
+    assert "dicom.scp.ae-title: unknown key; did you mean 'ae-titles'?" in answer.stderr
+    config.write_text(text.replace("pipelines: [", "pipelines ["), encoding="utf-8")
+    line = 1 + text[: text.index("pipelines: [")].count("\n")
+    answer = tritome("up", cwd=tmp_path)
+    assert f"no valid YAML: lines {line} to {line + 1}: could not find" in answer.stderr
+
+
+def test_children_find_tritome_first_and_then_what_the_user_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PYTHONPATH of the user's own, with a bundle's helpers say, still counts."""
+    here = str(Path(__file__).resolve().parents[3])
+    monkeypatch.setattr(sys, "path", [here, "/usr/lib"])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    theirs = gateway_program(tmp_path / "gateway.yaml").environment["PYTHONPATH"]
+    assert theirs == f"{here}{os.pathsep}{tmp_path}"
+    monkeypatch.delenv("PYTHONPATH")
+    assert gateway_program(tmp_path / "gateway.yaml").environment["PYTHONPATH"] == here

@@ -50,6 +50,31 @@ def test_an_unknown_kind_of_output_is_refused(tmp_path: Path) -> None:
         run(tmp_path, "lung_ct", "127.0.0.1:1", tmp_path / "mask.png", None)
 
 
+@pytest.mark.parametrize("name", ["mask.nii.gz", "seg.dcm"])
+def test_an_output_that_cannot_be_written_is_told_before_the_inference(
+    tmp_path: Path, name: str
+) -> None:
+    """Nobody waits for a result that has no place; Triton isn't asked."""
+    write_series(tmp_path / "ct", a_ct_series(frames=4, rows=16, columns=16))
+    (tmp_path / "file").touch()
+    with pytest.raises(ClientError, match=r"can't be written \(Not a directory\)"):
+        run(tmp_path / "ct", "lung_ct", "127.0.0.1:1", tmp_path / "file" / name, None)
+    (tmp_path / name).mkdir()
+    with pytest.raises(ClientError, match="is a folder"):
+        run(tmp_path / "ct", "lung_ct", "127.0.0.1:1", tmp_path / name, None)
+
+
+def test_looking_at_the_output_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A run that fails later makes no folder and touches no older result."""
+    write_series(tmp_path / "ct", a_ct_series(frames=4, rows=16, columns=16))
+    (tmp_path / "old.dcm").write_bytes(b"older")
+    for output in (tmp_path / "new" / "deep" / "s.dcm", tmp_path / "old.dcm"):
+        with pytest.raises(TritonUnavailable):
+            run(tmp_path / "ct", "lung_ct", f"127.0.0.1:{free_port()}", output, None)
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "old.dcm").read_bytes() == b"older"
+
+
 def test_without_triton_it_says_so(tmp_path: Path) -> None:
     """An error of the gateway's own tree, and no output file."""
     write_series(tmp_path / "ct", a_ct_series(frames=4, rows=16, columns=16))

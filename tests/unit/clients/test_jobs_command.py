@@ -135,7 +135,7 @@ def test_ignored_and_open_series_are_said(
     jobs.list_jobs(gateway.config, [], 50)
     text = printed(capsys)
     assert "lung_ct wants CT, this is MR" in line_with(text, ignored)
-    assert receiving in text.partition("Series being received")[2]
+    assert receiving in text.partition("Series not decided yet")[2]
     assert "No jobs." in text
 
 
@@ -163,8 +163,8 @@ def test_an_unknown_or_ambiguous_beginning_is_said(gateway: AGateway) -> None:
     """No guessing which job was meant."""
     gateway.a_job()
     gateway.a_job()
-    for beginning in ("zz", ""):
-        with pytest.raises(ClientError, match="or several do"):
+    for beginning, said in (("zz", "no job's id begins with 'zz'"), ("", "2 jobs' ids begin")):
+        with pytest.raises(ClientError, match=said):
             jobs.show(gateway.config, beginning)
 
 

@@ -128,6 +128,64 @@ def test_what_would_be_a_guess_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "text.nii", "can't be read as NIfTI")
 
 
+def damaged(path: Path, offset: int, value: NDArray[Any]) -> Path:
+    """A good file with one field of its header overwritten.
+
+    Source: the byte offsets are those of nifti1.h.
+    """
+    a_nifti(path, counted())
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(value.tobytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "why"),
+    [
+        pytest.param(70, np.array(999, "<i2"), "header of a.nii is damaged", id="datatype"),
+        pytest.param(40, np.array(9, "<i2"), "header of a.nii is damaged", id="dim[0]"),
+        pytest.param(108, np.array(1e30, "<f4"), "a.nii", id="vox_offset"),
+        pytest.param(123, np.array(7, "u1"), "unit of length as code 7", id="xyzt_units"),
+        pytest.param(42, np.array([32767] * 3, "<i2"), "a.nii", id="dim[1..3]"),
+        pytest.param(280, np.zeros(12, "<f4"), "places its voxels nowhere", id="srow"),
+        pytest.param(280, np.full(12, np.nan, "<f4"), "places its voxels nowhere", id="srow nan"),
+    ],
+)
+def test_a_damaged_header_is_told_in_a_sentence(
+    tmp_path: Path, offset: int, value: NDArray[Any], why: str
+) -> None:
+    """Whatever a field holds, nobody sees a traceback."""
+    refused(damaged(tmp_path / "a.nii", offset, value), why)
+
+
+def test_any_damage_is_a_refusal_or_a_volume(tmp_path: Path) -> None:
+    """Random bytes anywhere in the header end in a sentence or in an image, in nothing else."""
+    path = a_nifti(tmp_path / "a.nii", counted())
+    good = path.read_bytes()
+    random = np.random.default_rng(2)
+    refusals = 0
+    for _ in range(300):
+        bad = bytearray(good)
+        for place in random.integers(0, 348, 3):
+            bad[place] = random.integers(0, 256)
+        path.write_bytes(bad)
+        try:
+            assert read_nifti(path).image.ndim == 3
+        except ClientError as error:
+            assert "a.nii" in str(error)
+            refusals += 1
+    assert refusals
+
+
+def test_an_image_of_one_value_keeps_it(tmp_path: Path) -> None:
+    """Also where that value is no whole number."""
+    volume = read_nifti(a_nifti(tmp_path / "a.nii", np.full(SHAPE_IJK, -1000.5)))
+    slope, intercept = volume.rescale[0]
+    np.testing.assert_array_equal(volume.image * slope + intercept, -1000.5)
+    assert volume.largest_error == 0.0
+
+
 def test_a_single_time_point_is_a_volume(tmp_path: Path) -> None:
     """Many converters write [I, J, K, 1]."""
     volume = read_nifti(a_nifti(tmp_path / "a.nii", counted()[..., None]))

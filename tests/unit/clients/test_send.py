@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,7 @@ from clients.send import (
 )
 from tests.support.dicom import CANARY, a_ct_series, write_series
 from tests.support.peers import free_port, storescp
+from tests.support.scripted_pacs import delay_negotiation_until_closed
 
 
 @pytest.fixture
@@ -152,6 +155,44 @@ def test_a_rejection_says_which_name_was_not_known(
         send(find_instances([study]).instances, Peer("127.0.0.1", port, called, calling))
 
 
+def test_a_rejection_that_comes_too_quickly_is_told_all_the_same(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine: the connection is closed again before our thread has its turn."""
+    delay_negotiation_until_closed(monkeypatch)
+    contexts: list[tuple[str, str]] = [(CTImageStorage, ExplicitVRLittleEndian)]
+    with (
+        a_peer(contexts, titles=("TRITOME_SEND",)) as (port, _),
+        pytest.raises(NotAccepted, match="it doesn't know our name 'STRANGER'"),
+    ):
+        send(find_instances([study]).instances, Peer("127.0.0.1", port, "PEER", "STRANGER"))
+
+
+def test_nothing_waits_for_a_delayed_acknowledgement(study: Path) -> None:
+    """The connection sends small PDUs at once."""
+    at_once: list[int] = []
+
+    def look(_outcome: Outcome) -> None:
+        at_once.extend(
+            one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            for one in gc.get_objects()
+            if isinstance(one, socket.socket) and one.fileno() >= 0 and _leads_to(one, port)
+        )
+
+    with a_peer([(CTImageStorage, ExplicitVRLittleEndian)]) as (port, _):
+        found = find_instances([study]).instances[:1]
+        send(found, Peer("127.0.0.1", port, "PEER", "ME"), on_outcome=look)
+
+    assert at_once == [1]
+
+
+def _leads_to(one: socket.socket, port: int) -> bool:
+    try:
+        return bool(one.getpeername()[1] == port)
+    except (OSError, IndexError):
+        return False
+
+
 def test_dcmtk_refusing_the_association_is_said(study: Path, tmp_path: Path) -> None:
     """A rejection without a reason is told as one."""
     with (
@@ -239,6 +280,15 @@ def test_a_bad_address_is_refused(address: str) -> None:
     """HOST:PORT or nothing."""
     with pytest.raises(ClientError, match="is no HOST:PORT"):
         Peer.parse(address, "A", "B")
+
+
+@pytest.mark.parametrize("title", ["", "SEVENTEEN_LETTERS", "BACK\\SLASH", " OUTER"])
+def test_what_is_no_ae_title_is_refused(title: str) -> None:
+    """Ours or theirs, in a sentence that says what one looks like."""
+    with pytest.raises(ClientError, match="1 to 16 printable ASCII characters"):
+        Peer.parse("host:104", title, "B")
+    with pytest.raises(ClientError, match="1 to 16 printable ASCII characters"):
+        Peer.parse("host:104", "A", title)
 
 
 def test_an_address_is_read() -> None:

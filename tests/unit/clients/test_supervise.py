@@ -219,11 +219,96 @@ def test_a_supervised_process_ends_when_its_supervisor_is_killed() -> None:
     until(lambda: not _runs(pid))
 
 
+def test_a_supervisor_that_was_killed_before_anybody_watched_it_is_missed(
+    tmp_path: Path,
+) -> None:
+    """A child that was still importing when `tritome up` was killed doesn't watch pid 1."""
+    child = (
+        "import os, pathlib, sys, time\n"
+        "parent = os.getppid(); print(os.getpid(), flush=True)\n"
+        "while os.getppid() == parent: time.sleep(0.01)\n"
+        "from clients.supervise import end_with_supervisor\n"
+        "pathlib.Path(sys.argv[1]).touch(); end_with_supervisor(0.05); time.sleep(600)"
+    )
+    late = tmp_path / "late"
+    parent = (
+        "import sys, time\n"
+        "from clients.supervise import Program, Supervisor\n"
+        f"command = (sys.executable, '-c', {child!r}, {str(late)!r})\n"
+        "with Supervisor([Program('child', command)], lambda _, line: print(line, flush=True)):\n"
+        "    time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[3],
+    ) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.kill()
+    try:
+        until(late.exists)
+        until(lambda: not _runs(pid))
+    finally:
+        if _runs(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_programs_are_kept_running_when_nobody_listens_any_more() -> None:
+    """`tritome up | head`: a closed stdout costs the lines, not the restarts."""
+
+    def closed(_name: str, _line: str) -> None:
+        raise BrokenPipeError
+
+    with Supervisor([python("a", SLEEPER)], closed) as supervisor:
+        until(lambda: "up" in supervisor.last_words("a"))
+        for _ in range(2):
+            victim = supervisor.process_id("a")
+            assert victim is not None
+            os.kill(victim, signal.SIGKILL)
+            until(lambda last=victim: supervisor.process_id("a") not in (None, last))
+
+
+def test_a_listener_that_is_stuck_holds_up_nobody() -> None:
+    """A stopped terminal: programs are still watched, and the end comes in order."""
+    heard, released = threading.Event(), threading.Event()
+
+    def stuck(_name: str, _line: str) -> None:
+        heard.set()
+        released.wait(60.0)
+
+    polite = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "print('up', flush=True)\n"
+        "while True: print('more', flush=True); time.sleep(0.01)"
+    )
+    try:
+        with Supervisor([python("a", polite)], stuck) as supervisor:
+            assert heard.wait(60.0)
+            supervisor.say("a", "from the main thread")
+            until(lambda: "more" in supervisor.last_words("a"))
+            pid = supervisor.process_id("a")
+        assert not released.is_set()
+        assert pid is not None
+        assert not _runs(pid)
+    finally:
+        released.set()
+
+
+def test_last_words_are_those_of_the_last_life() -> None:
+    """What an earlier life said is told once, not five times over."""
+    said = Said()
+    with Supervisor([python("a", "print('no disk')")], said) as supervisor:
+        assert supervisor.wait(60.0)
+        assert supervisor.last_words("a") == "no disk\nended with code 0; given up"
+
+
 def test_a_process_that_nobody_supervises_watches_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Started by hand, a command outlives the shell as any other does."""
-    monkeypatch.delenv("TRITOME_SUPERVISED", raising=False)
+    monkeypatch.delenv("TRITOME_SUPERVISOR_PID", raising=False)
     before = threading.active_count()
     end_with_supervisor()
     assert threading.active_count() == before

@@ -133,6 +133,24 @@ def test_a_hole_in_a_series_is_a_named_failure_and_the_next_study_goes_through(
     assert jobs[JobState.FAILED].failure_code == "missing_slices"
 
 
+def test_a_study_too_large_for_the_arena_fails_at_once_with_the_size_to_set(
+    triton: SmallTriton, pacs: Storescp, tmp_path: Path
+):
+    """Its volume would fit alone, and its mask alone: nothing is decoded in vain, nor twice."""
+    files = write_series(tmp_path / "study", a_ct_series(frames=6, rows=256, columns=256))
+    with a_gateway(tmp_path / "gateway", triton=triton.url, pacs=[_as_pacs(pacs)]) as gateway:
+        gateway.kill()
+        gateway.settings["triton"]["arena-bytes"] = 1 << 20
+        gateway.start()
+        gateway.send(files)
+        (job,) = gateway.wait_for_jobs(1)
+        stages = [line.partition(":")[0] for line in gateway.story(job)]
+
+    assert (job.failure_code, job.attempts) == ("volume_too_large", 1)
+    assert f"at least {6 * 256 * 256 * 3}" in (job.failure_reason or "")
+    assert stages == ["received", "started", "failed"]
+
+
 def test_what_no_pipeline_wants_is_kept_and_ignored_with_a_reason(
     triton: SmallTriton, pacs: Storescp, tmp_path: Path
 ):

@@ -139,9 +139,9 @@ def test_a_title_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("dicom: [", "no valid YAML"),
-        ("", "gateway.yaml: "),
+        ("", "holds no settings"),
         ("dicom: {}", "dicom.scp: "),
-        ("- a\n- b\n", "gateway.yaml: "),
+        ("- a\n- b\n", "holds no settings"),
     ],
 )
 def test_what_is_no_configuration_is_refused_by_name(

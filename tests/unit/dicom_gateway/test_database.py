@@ -6,7 +6,9 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -14,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.exc import IntegrityError
 
-from dicom_gateway.database import metadata, now_s, open_database, series, transaction
+from dicom_gateway.database import metadata, now_s, open_database, reading, series, transaction
 from dicom_gateway.errors import DatabaseUnavailable
 
 A_SERIES = {
@@ -149,6 +151,81 @@ def test_a_locked_index_is_retryable(tmp_path: Path) -> None:
     finally:
         holder.close()
         engine.dispose()
+
+
+def test_a_look_does_not_wait_for_a_writer(tmp_path: Path) -> None:
+    """Somebody holds the write lock: what was committed before is seen all the same."""
+    path = tmp_path / "index.sqlite"
+    engine = open_database(f"sqlite:///{path}")
+    sa.event.listen(engine, "connect", _impatient)
+    engine.dispose()
+    with transaction(engine) as connection:
+        connection.execute(series.insert().values(**A_SERIES))
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    holder.execute("DELETE FROM series")
+    try:
+        with reading(engine) as connection:
+            assert connection.execute(sa.select(series.c.modality)).scalars().all() == ["CT"]
+    finally:
+        holder.close()
+        engine.dispose()
+
+
+def test_a_connection_that_was_read_with_writes_again(tmp_path: Path) -> None:
+    """What a look says of itself ends with it: the next writer takes the lock at once."""
+    engine = open_database(f"sqlite:///{tmp_path}/index.sqlite", connections=1)
+    begun: list[str] = []
+    sa.event.listen(
+        engine,
+        "before_cursor_execute",
+        lambda _c, _cur, statement, *_rest: begun.append(statement),
+    )
+    with reading(engine):
+        pass
+    with transaction(engine):
+        pass
+    engine.dispose()
+
+    assert [one for one in begun if one.startswith("BEGIN")] == ["BEGIN", "BEGIN IMMEDIATE"]
+
+
+def test_as_many_threads_ask_at_once_as_were_announced(tmp_path: Path) -> None:
+    """Nobody waits for a connection of the pool."""
+    engine = open_database(f"sqlite:///{tmp_path}/index.sqlite", connections=30)
+    with ExitStack() as looks:
+        for _ in range(30):
+            connection = looks.enter_context(reading(engine))
+            assert connection.execute(sa.select(sa.func.count()).select_from(series)).scalar() == 0
+    engine.dispose()
+
+
+@pytest.mark.parametrize("ask", [transaction, reading])
+def test_an_exhausted_pool_is_retryable(tmp_path: Path, ask: Any) -> None:
+    """Everybody else holds a connection: as if the index did not answer."""
+    engine = sa.create_engine(
+        f"sqlite:///{tmp_path}/index.sqlite", pool_size=1, max_overflow=0, pool_timeout=0.05
+    )
+    with (
+        engine.connect(),
+        pytest.raises(DatabaseUnavailable, match="tried again"),
+        ask(engine),
+    ):
+        pass
+    engine.dispose()
+
+
+@pytest.mark.parametrize("ask", [transaction, reading])
+def test_a_damaged_index_is_told_as_one_that_does_not_answer(tmp_path: Path, ask: Any) -> None:
+    """SQLite's own word for it is no operational error."""
+    path = tmp_path / "index.sqlite"
+    engine = open_database(f"sqlite:///{path}")
+    engine.dispose()
+    path.write_bytes(b"this is no database" * 1000)
+
+    with pytest.raises(DatabaseUnavailable), ask(engine) as connection:
+        connection.execute(sa.select(series)).all()
+    engine.dispose()
 
 
 def _impatient(connection: sqlite3.Connection, _record: object) -> None:

@@ -38,6 +38,14 @@ def test_while_the_association_is_open_quiet_counts() -> None:
     assert (waiting.complete, waiting.recheck_after_s) == (False, 11.0)
 
 
+def test_after_a_broken_association_the_rest_is_waited_for() -> None:
+    """A beginning has no gap either, so the end alone is no evidence."""
+    waiting = judge(Evidence(WITHOUT_GAP, 5.0, False, 4.0, broken_off=True), SETTINGS)
+    assert (waiting.complete, waiting.recheck_after_s) == (False, 11.0)
+    assert "an association was aborted or lost" in waiting.reasons
+    assert judge(Evidence(WITHOUT_GAP, 16.0, False, 15.0, broken_off=True), SETTINGS).complete
+
+
 def test_a_gap_is_waited_for_even_after_the_association() -> None:
     """The missing slice may come in the next association."""
     verdict = judge(Evidence(WITH_GAP, 20.0, False, 19.0), SETTINGS)
@@ -91,6 +99,15 @@ def test_gathering_lives_with_objects_without_geometry(tmp_path: Path) -> None:
     assert gather(series) == Positions(instances=1, placed=0)
     series.instances[0].path.unlink()
     assert gather(series) == Positions(instances=1, placed=0)
+
+
+def test_a_position_out_of_this_world_says_nothing(tmp_path: Path) -> None:
+    """It is counted as an instance without a place."""
+    datasets = a_ct_series(frames=4)
+    datasets[2].ImagePositionPatient = ["1e308", "-1e308", "1e308"]
+    datasets[3].ImageOrientationPatient = ["1e200", "0", "0", "0", "1e200", "0"]
+    found = gather(a_kept_series(tmp_path, datasets))
+    assert (found.instances, found.placed, found.gaps) == (4, 2, ())
 
 
 def test_gathering_reads_through_the_caller_s_cache(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,17 @@ def test_uneven_spacing_is_refused_as_such(tmp_path: Path) -> None:
     assert "from 2 to 3.2 mm" in message
 
 
+def test_gaps_that_grow_little_by_little_are_refused(tmp_path: Path) -> None:
+    """Each within its tolerance, and in the middle a slice lies a whole slice beside."""
+    along = np.cumsum([0.0, *([1.0] * 150), *([1.0095] * 150)])
+    series = a_ct_series(frames=len(along), rows=4, columns=4)
+    for ds, z in zip(series, along, strict=True):
+        ds.ImagePositionPatient = [0, 0, f"{z:.4f}"]
+    code, message = refusal(tmp_path, series)
+    assert code == "irregular_spacing"
+    assert "little by little" in message
+
+
 def test_thin_slices_then_thick_ones_are_not_called_missing(tmp_path: Path) -> None:
     """A head CT of 2.5 and 5 mm is irregular, however well 5 divides by 2.5."""
     series = a_ct_series(frames=7, origin_lps_mm=(0, 0, 0))
@@ -158,6 +170,9 @@ def test_a_slice_beside_the_line_is_refused(tmp_path: Path) -> None:
         ("PixelSpacing", [0.9, 0.9], "mixed_geometry"),
         ("FrameOfReferenceUID", "1.2.3", "mixed_geometry"),
         ("ImagePositionPatient", None, "no_geometry"),
+        ("ImagePositionPatient", ["0", "0", "1e308"], "no_geometry"),
+        ("ImageOrientationPatient", ["1e200", "0", "0", "0", "1e200", "0"], "no_geometry"),
+        ("PixelSpacing", ["1e308", "1e308"], "no_geometry"),
         ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], "no_geometry"),
         ("ImageOrientationPatient", [0, 0, 0, 0, 0, 0], "no_geometry"),
         ("PixelSpacing", [0, 0.9], "no_geometry"),
@@ -217,3 +232,9 @@ def test_gaps_are_seen_in_sorted_positions_only_where_there_are_any() -> None:
     assert find_gaps([0.0, 2.0, 4.0, 6.1]) == ()
     (gap,) = find_gaps([0.0, 2.0, 4.0, 10.0])
     assert dataclasses.astuple(gap) == (4.0, 10.0, 2)
+
+
+def test_a_gap_that_no_number_can_hold_is_no_count_of_slices() -> None:
+    """Damaged positions end in no arithmetic error."""
+    (gap,) = find_gaps([0.0, 2.0, 4.0, math.inf])
+    assert dataclasses.astuple(gap) == (4.0, math.inf, 0)

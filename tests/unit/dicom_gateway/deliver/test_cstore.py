@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import CTImageStorage, MRImageStorage
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MRImageStorage,
+    RLELossless,
+)
 
 from dicom_gateway.config import Destination
 from dicom_gateway.deliver.cstore import send
@@ -20,7 +27,8 @@ from dicom_gateway.errors import (
 from tests.support.dicom import CANARY, a_ct_series, encoded, write_series
 from tests.support.peers import storescp
 from tests.support.processes import free_port
-from tests.support.scripted_pacs import HANG_UP, a_pacs
+from tests.support.scripted_pacs import HANG_UP, a_pacs, delay_negotiation_until_closed
+from tests.support.segmentations import a_lung_segmentation
 
 # pynetdicom drops the socket of a connection that failed instead of closing it; CPython
 # closes it on the spot, and says so.
@@ -34,13 +42,16 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_exactly_the_files_class_and_syntax_are_proposed_and_its_bytes_sent(file: Path):
-    """Nothing is converted on the way."""
+def test_the_files_own_syntax_is_proposed_first_and_its_bytes_are_sent(file: Path):
+    """Nothing is converted for a peer that takes both."""
     with a_pacs() as pacs:
         assert send(file, pacs.as_destination(), "TRITOME") == "accepted"
 
     original = dcmread(file)
-    assert pacs.proposed == [(CTImageStorage, ("1.2.840.10008.1.2.1",))]
+    assert pacs.proposed == [
+        (CTImageStorage, (ExplicitVRLittleEndian,)),
+        (CTImageStorage, (ImplicitVRLittleEndian,)),
+    ]
     assert pacs.stored == [original.SOPInstanceUID]
     assert pacs.datasets == [encoded(original)]
 
@@ -54,6 +65,41 @@ def test_dcmtk_receives_it(file: Path, tmp_path: Path):
         (received,) = peer.wait_for(1)
 
     assert dcmread(received).SOPInstanceUID == dcmread(file).SOPInstanceUID
+
+
+def test_a_peer_that_knows_only_the_default_transfer_syntax_gets_the_same_elements(
+    tmp_path: Path,
+):
+    """A segmentation, written in implicit VR for dcmtk's storescp +xi: no value differs."""
+    study = write_series(tmp_path / "study", a_ct_series(frames=3))
+    mask = np.random.default_rng(1).integers(0, 3, (3, 32, 32), dtype=np.uint8)
+    path = a_lung_segmentation(tmp_path / "seg.dcm", study, mask)
+    with storescp(tmp_path / "received", "PACS", options=["--implicit"]) as peer:
+        place = Destination(name="pacs", host_ip="127.0.0.1", port=peer.port, ae_title="PACS")
+        assert send(path, place, "TRITOME") == "accepted"
+
+        (received,) = peer.wait_for(1)
+
+    arrived, sent = dcmread(received), dcmread(path)
+    assert sent.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert arrived.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+    assert arrived.PixelData == sent.PixelData
+    # In implicit VR its bytes go by the name of OW (PS3.5 A.1); everything else is the same.
+    del arrived.PixelData, sent.PixelData
+    assert arrived.to_json_dict() == sent.to_json_dict()
+
+
+def test_a_compressed_file_is_offered_as_it_is(tmp_path: Path):
+    """It is not unpacked on the way; the refusal names what the peer would have to take."""
+    path = tmp_path / "rle.dcm"
+    packed = a_ct_series(frames=1)[0]
+    packed.compress(RLELossless)
+    packed.save_as(path, enforce_file_format=True)
+    with a_pacs() as pacs, pytest.raises(DestinationRefused) as refusal:
+        send(path, pacs.as_destination(), "TRITOME")
+
+    assert pacs.proposed == [(CTImageStorage, (RLELossless,))]
+    assert f"RLE Lossless ({RLELossless})" in str(refusal.value)
 
 
 @pytest.mark.parametrize("status", [0xB000, 0xB006, 0xB007])
@@ -94,11 +140,25 @@ def test_a_peer_that_does_not_take_the_class_refuses(file: Path):
     with a_pacs(takes=MRImageStorage) as pacs, pytest.raises(DestinationRefused) as refusal:
         send(file, pacs.as_destination(), "TRITOME")
 
-    assert CTImageStorage in str(refusal.value)
+    assert f"CT Image Storage ({CTImageStorage})" in str(refusal.value)
+    assert ExplicitVRLittleEndian in str(refusal.value)
+    assert ImplicitVRLittleEndian in str(refusal.value)
 
 
 def test_a_rejected_association_is_tried_again_and_named(file: Path):
     """Somebody is about to enter our AE title at the PACS."""
+    with a_pacs(called_ae_title="ELSE") as pacs, pytest.raises(DestinationUnavailable) as error:
+        send(file, pacs.as_destination(), "TRITOME")
+
+    assert "called ae title not recognised" in str(error.value)
+
+
+def test_a_rejection_that_comes_too_quickly_is_named_all_the_same(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A busy machine: connected, rejected and closed before our thread has its turn."""
+    delay_negotiation_until_closed(monkeypatch)
+
     with a_pacs(called_ae_title="ELSE") as pacs, pytest.raises(DestinationUnavailable) as error:
         send(file, pacs.as_destination(), "TRITOME")
 

@@ -13,7 +13,7 @@ from pydicom import dcmread
 
 from dicom_gateway.config import Destination, ScuSettings
 from dicom_gateway.database import deliveries, jobs, now_s, transaction
-from dicom_gateway.deliver import Entries, Outbox
+from dicom_gateway.deliver import Caretaker, Entries, Outbox
 from dicom_gateway.jobs import JobQueue
 from dicom_gateway.jobs.owner import this_process
 from dicom_gateway.records import DeliveryState, Job, JobState, Result
@@ -208,6 +208,39 @@ def test_a_destination_taken_out_of_the_configuration_is_seen(
     assert queue.retry(job.job_id)
     with a_pacs() as pacs, an_outbox(entries, pacs.as_destination()):
         until(lambda: pacs.stored == [uid])
+
+
+def test_a_destination_renamed_while_a_job_ran_is_seen_soon(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """The running gateway notices when the job finishes, not only at its next start."""
+    caretaker = Caretaker(entries, ["archive"])
+    thread = threading.Thread(target=caretaker.run)
+    thread.start()
+    try:
+        job, _ = a_finished_job(queue, engine, tmp_path, "pacs")
+        caretaker.notify()
+        until(lambda: _state(queue, job) is JobState.FAILED)
+
+        assert queue.retry(job.job_id)
+        caretaker.notify()
+        until(lambda: _state(queue, job) is JobState.FAILED)
+    finally:
+        caretaker.stop()
+        thread.join()
+
+    assert [line.stage for line in queue.events(job.job_id)].count("failed") == 2
+
+
+def test_a_caretaker_leaves_known_destinations_alone(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """Their outbox will send."""
+    job, _ = a_finished_job(queue, engine, tmp_path, "pacs")
+
+    assert Caretaker(entries, ["pacs"]).tidy() == 0
+
+    assert _state(queue, job) is JobState.DELIVERING
 
 
 def test_a_cancelled_job_stays_cancelled_when_its_object_arrives(

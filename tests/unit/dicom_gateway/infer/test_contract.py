@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,73 @@ def test_a_pipeline_name_never_leaves_the_folder(tmp_path: Path):
     SeenContracts(tmp_path / "contracts").keep("../../evil", "the text")
 
     assert [path.parent for path in tmp_path.rglob("*.json")] == [tmp_path / "contracts"]
+
+
+def test_two_threads_that_keep_the_same_contract_do_not_meet(tmp_path: Path):
+    """The judge and the workers ask at the same moment; each time one whole file is there."""
+    seen = SeenContracts(tmp_path / "contracts")
+    texts = [f'{{"version": "{number}"}}' * 200 for number in range(40)]
+    failures: list[BaseException] = []
+    together = threading.Barrier(4)
+
+    def keep() -> None:
+        try:
+            for text in texts:
+                together.wait(60)
+                seen.keep("lung_ct", text)
+        except (OSError, threading.BrokenBarrierError) as error:
+            failures.append(error)
+            together.abort()
+
+    threads = [threading.Thread(target=keep) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
+    assert [path.name for path in (tmp_path / "contracts").iterdir()] == ["lung_ct.json"]
+    assert SeenContracts(tmp_path / "contracts").text("lung_ct") == texts[-1]
+
+
+def test_two_processes_on_one_folder_do_not_take_each_other_s_file_away(tmp_path: Path):
+    """Each writes beside under a name of its own: two keepers stand for them."""
+    keepers = [SeenContracts(tmp_path / "contracts") for _ in range(4)]
+    failures: list[OSError] = []
+
+    def keep(mine: SeenContracts) -> None:
+        try:
+            for number in range(40):
+                mine.keep("lung_ct", f"version {number}")
+        except OSError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=keep, args=(one,)) for one in keepers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
+    assert SeenContracts(tmp_path / "contracts").text("lung_ct") == "version 39"
+
+
+def test_an_empty_file_is_a_contract_never_seen(tmp_path: Path):
+    """What a power cut may leave of it."""
+    (tmp_path / "lung_ct.json").touch()
+
+    assert SeenContracts(tmp_path).text("lung_ct") is None
+
+
+def test_a_contract_that_cannot_be_kept_is_remembered_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A full disk ends neither the judge nor a job."""
+    (tmp_path / "contracts").write_text("a file where the folder should be", encoding="ascii")
+    seen = SeenContracts(tmp_path / "contracts")
+
+    seen.keep("lung_ct", "the contract")
+
+    assert seen.text("lung_ct") == "the contract"
+    assert "contract_not_kept" in capsys.readouterr().err
+    assert SeenContracts(tmp_path / "contracts").text("lung_ct") is None

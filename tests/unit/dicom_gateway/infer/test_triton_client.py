@@ -16,14 +16,15 @@ from dicom_gateway.config import TritonSettings
 from dicom_gateway.errors import (
     ContractMismatch,
     InferenceRejected,
+    RequestLost,
     TritonUnavailable,
     VolumeTooLarge,
 )
-from dicom_gateway.infer import TritonClient
+from dicom_gateway.infer import TritonClient, check_room
 from dicom_gateway.records import Contract, Series, Volume
 from tests.support.patience import until
 from tests.support.processes import free_port
-from tests.support.small_triton import SmallTriton
+from tests.support.small_triton import SmallTriton, a_repository
 
 SHAPE = (5, 40, 48)
 SLEEP, REFUSE, DIE, BREAK = -1.0, -2.0, -3.0, -4.0
@@ -181,7 +182,7 @@ def test_memory_of_a_request_that_took_too_long_is_not_reused_too_early(
     client.use_arena(arena)
     volume, _ = a_volume(arena, SLEEP, 4.0)
 
-    with pytest.raises(TritonUnavailable):
+    with pytest.raises(RequestLost):
         client.infer(volume, contract, arena, "a" * 32)
 
     lent = int(np.prod(SHAPE)) * 3
@@ -213,8 +214,10 @@ def test_a_stopped_job_does_not_wait_for_triton(
     stop = threading.Event()
     threading.Timer(0.5, stop.set).start()
 
-    with pytest.raises(TritonUnavailable):
+    with pytest.raises(TritonUnavailable) as stopped:
         client.infer(volume, contract, arena, "a" * 32, stop)
+
+    assert not isinstance(stopped.value, RequestLost)
 
     assert client.quarantined_bytes(arena) > 0
 
@@ -245,6 +248,37 @@ def test_a_volume_whose_mask_finds_no_room_is_refused(
         client.infer(volume, contract, arena, "a" * 32)
 
     assert arena.free_bytes == arena.size_bytes
+
+
+def test_a_volume_that_fits_only_without_its_mask_is_refused_and_not_tried_for_ever(
+    client: TritonClient, contract: Contract, arena: Arena
+):
+    """IMAGE fits and MASK fits, but not both: the sentence has the size to set."""
+    voxels = (3 << 20) // 2  # 3 MiB of IMAGE, 1.5 MiB of MASK, in 4 MiB
+    with pytest.raises(VolumeTooLarge, match=f"at least {4608 * 1024}") as refusal:
+        check_room(contract, arena, voxels)
+    assert "triton.arena-bytes" in str(refusal.value)
+
+    image = arena.allocate(2 * voxels)
+    shape = (3, 512, 1024)
+    rescale = np.tile([1.0, 0.0], (3, 1))
+    series = Series("1.2.3", "1.2", "CT", "LUNG", "CT_1", ())
+    volume = Volume(image, "INT16", shape, rescale, np.eye(4), (), (), series)
+    with pytest.raises(VolumeTooLarge, match="arena-bytes"):
+        client.infer(volume, contract, arena, "a" * 32)
+
+    assert arena.free_bytes == arena.size_bytes
+
+
+def test_a_volume_that_fits_with_its_mask_to_the_last_page_has_room(
+    contract: Contract, arena: Arena
+):
+    """Each begins on a page of its own."""
+    pages = arena.size_bytes // 4096
+    check_room(contract, arena, (pages - 1) // 3 * 4096)
+
+    with pytest.raises(VolumeTooLarge):
+        check_room(contract, arena, (pages - 1) // 3 * 4096 + 4096)
 
 
 def test_regions_of_killed_gateways_are_forgotten(
@@ -294,12 +328,13 @@ def test_a_killed_and_restarted_server_gets_the_arena_again(
     volume, _ = a_volume(arena, SLEEP, 60.0)
     threading.Timer(1.0, mortal_triton.kill).start()
 
-    with pytest.raises(TritonUnavailable):
+    with pytest.raises(RequestLost):
         client.infer(volume, contract, arena, "a" * 32)
 
     assert client.quarantined_bytes(arena) > 0
-    with pytest.raises(TritonUnavailable):
+    with pytest.raises(TritonUnavailable) as away:
         client.check_ready("threshold")
+    assert not isinstance(away.value, RequestLost)
     assert not client.is_ready()
 
     mortal_triton.start()
@@ -319,12 +354,45 @@ def test_a_killed_stub_lets_the_job_wait(mortal_triton: SmallTriton, arena: Aren
     client.use_arena(arena)
     volume, _ = a_volume(arena, DIE)
 
-    with pytest.raises(TritonUnavailable, match="not healthy"):
+    with pytest.raises(RequestLost, match="not healthy"):
         client.infer(volume, client.contract("threshold"), arena, "a" * 32)
 
     client.check_ready("threshold")
     assert arena.free_bytes == arena.size_bytes
     client.close()
+
+
+def test_only_the_request_that_killed_a_stub_is_lost(arena: Arena, tmp_path: Path):
+    """A dead stub meets whoever comes next; that says nothing against the next job.
+
+    Once the pipeline has computed again, the next one that finds it dead has killed it.
+    """
+    repository = a_repository(tmp_path / "models", "threshold")
+    config = repository / "threshold" / "config.pbtxt"
+    config.write_text(config.read_text().replace("count: 2", "count: 1"))
+    (tmp_path / "triton").mkdir()
+    with SmallTriton(tmp_path / "triton", repository) as server:
+        client = a_client(server, tmp_path)
+        client.use_arena(arena)
+        contract = client.contract("threshold")
+
+        def ask(wish: float) -> type[BaseException] | None:
+            try:
+                client.infer(a_volume(arena, wish)[0], contract, arena, "a" * 32)
+            except TritonUnavailable as error:
+                return type(error)
+            return None
+
+        assert ask(1.0) is None
+        assert ask(DIE) is RequestLost
+        assert [ask(1.0) for _ in range(3)] == [TritonUnavailable] * 3
+
+        server.kill()
+        server.start()
+        until(client.is_ready)
+        assert ask(1.0) is None
+        assert ask(DIE) is RequestLost
+        client.close()
 
 
 def test_the_contract_last_seen_serves_while_triton_is_away(triton: SmallTriton, tmp_path: Path):

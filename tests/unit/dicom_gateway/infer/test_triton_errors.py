@@ -7,7 +7,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from dicom_gateway.errors import InferenceRejected, TritonUnavailable
-from dicom_gateway.infer.mapping import as_gateway_error, clean_text
+from dicom_gateway.infer.mapping import as_gateway_error, broke_under_it, clean_text
 
 CODES = grpc.StatusCode
 EXPECTED = {
@@ -67,6 +67,32 @@ def test_an_error_without_a_status_is_mapped_too():
 def test_what_passes_by_itself_is_tried_again(status: grpc.StatusCode, text: str):
     """A dead stub, a lost region, a model that is loading: the job waits."""
     assert isinstance(as_gateway_error(an_error(status, text)), TritonUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "lost"),
+    [
+        (CODES.DEADLINE_EXCEEDED, "Deadline Exceeded", True),
+        (CODES.UNAVAILABLE, "Socket closed", True),
+        (CODES.UNAVAILABLE, "recvmsg:Connection reset by peer", True),
+        (CODES.INTERNAL, "Failed to increase the shared memory pool size for key 'x'", True),
+        (CODES.INTERNAL, "bad_alloc: No space left on device", True),
+        (
+            CODES.UNAVAILABLE,
+            "failed to connect to all addresses; last error: recvmsg:Connection reset by peer",
+            False,
+        ),
+        (CODES.UNAVAILABLE, "Exceeds maximum queue size", False),
+        (CODES.UNAVAILABLE, "Request for unknown model: 'x' has no available versions", False),
+        (CODES.NOT_FOUND, "Unable to find shared memory region: 'tritome_arena_1'", False),
+        (CODES.CANCELLED, "Locally cancelled by application!", False),
+    ],
+)
+def test_only_what_broke_under_a_request_counts_against_its_job(
+    status: grpc.StatusCode, text: str, lost: bool
+):
+    """A Triton that can't be reached, is loading or busy had no chance to break."""
+    assert broke_under_it(an_error(status, text)) is lost
 
 
 @pytest.mark.parametrize(

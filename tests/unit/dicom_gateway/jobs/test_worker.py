@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from dicom_gateway.errors import BrokenPixelData, TritonUnavailable
+from dicom_gateway.errors import BrokenPixelData, RequestLost, TritonUnavailable
 from dicom_gateway.jobs import JobQueue, JobRun, Worker
 from dicom_gateway.records import JobState, Result
 from tests.support.jobs import a_job, a_result
@@ -117,6 +117,26 @@ def test_a_passing_error_is_tried_again_until_it_passes(
             queue.hurry("triton_unavailable")
 
     assert attempts == [1, 2, 3]
+
+
+def test_a_job_that_loses_each_request_ends_before_a_person(engine: sa.Engine, tmp_path: Path):
+    """And the next job goes through."""
+    queue = JobQueue(engine, tmp_path, retry_first_s=0.01, retry_max_s=0.02)
+
+    def process(run: JobRun) -> list[Result]:
+        if run.job.job_id == bad.job_id:
+            msg = "stub process is not healthy"
+            raise RequestLost(msg)
+        return []
+
+    bad, good = a_job(queue, engine, tmp_path), a_job(queue, engine, tmp_path)
+    with a_worker(queue, process):
+        until(lambda: _state(queue, bad.job_id) is JobState.FAILED)
+        until(lambda: _state(queue, good.job_id) is JobState.DELIVERED)
+
+    shown = queue.show(bad.job_id)
+    assert shown is not None
+    assert (shown.failure_code, shown.attempts) == ("gave_up", 5)
 
 
 def test_the_lease_is_renewed_while_the_job_runs(engine: sa.Engine, tmp_path: Path):

@@ -56,6 +56,7 @@ def an_association(
     for abstract_syntax, syntaxes in contexts or [(CTImageStorage, [ExplicitVRLittleEndian])]:
         entity.add_requested_context(abstract_syntax, syntaxes)
     association = entity.associate("127.0.0.1", door.port, ae_title=called)
+    raw = association.dul.socket.socket if association.dul.socket is not None else None
     try:
         yield association
     finally:
@@ -63,6 +64,10 @@ def an_association(
             association.release()
         else:
             association.abort()
+        if association.is_alive():
+            association.join(10)
+        if raw is not None:
+            raw.close()  # of a lost connection pynetdicom leaves it to the garbage collector
 
 
 def status_of(association: Association, ds: Dataset) -> int:
@@ -351,18 +356,20 @@ def test_a_release_is_noted_once_and_after_the_last_instance(tmp_path: Path) -> 
         (opened,) = door.keeping.index.open_series()
         assert opened.instances == 4
         assert not opened.association_open
+        assert not opened.broken_off
     assert len(door.ended) == 1
 
 
 def test_an_abort_is_noted_once(tmp_path: Path) -> None:
-    """What came before it is kept and counts as all there is for now."""
+    """What came before it is kept, and there may be more to come."""
     with an_open_door(tmp_path) as door:
         with an_association(door) as association:
             assert status_of(association, a_ct_series(1)[0]) == 0x0000
             association.abort()
         door.wait_until(lambda: bool(door.ended))
 
-        assert not door.keeping.index.open_series()[0].association_open
+        (opened,) = door.keeping.index.open_series()
+        assert (opened.association_open, opened.broken_off) == (False, True)
     assert len(door.ended) == 1
 
 
@@ -377,6 +384,7 @@ def test_a_lost_connection_is_noted_once(tmp_path: Path) -> None:
             raw.shutdown(socket.SHUT_RDWR)
             door.wait_until(lambda: bool(door.ended))
         assert len(door.kept) == 1
+        assert door.keeping.index.open_series()[0].broken_off
     assert len(door.ended) == 1
 
 
@@ -454,7 +462,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
                 "reject-unknown-sources": False,
             }
         )
-        second = Receiver(settings, door.keeping.store.keep, door.keeping.index.association_ended)
+        second = Receiver(settings, door.keeping.store.keep, lambda _id, _in_order: None)
         with pytest.raises(ConfigurationError, match=f"port {door.port} can't be listened on"):
             second.start()
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from pydicom import Dataset
-from pydicom.uid import MRImageStorage, SecondaryCaptureImageStorage
+from pydicom.uid import MRImageStorage, SecondaryCaptureImageStorage, generate_uid
 
+from dicom_gateway.assemble import read_header
 from dicom_gateway.config import ScpSettings
 from dicom_gateway.records import Contract, Priority, Series
 from dicom_gateway.route import Route, Routing, route
@@ -53,7 +54,12 @@ def routed(
     contracts: dict[str, Contract] = CONTRACTS,
 ) -> Routing:
     """Where these go, once they are kept."""
-    return route(kept(tmp_path, datasets, called), SETTINGS, contracts)
+    return route(kept(tmp_path, datasets, called), SETTINGS, contracts, is_localizer)
+
+
+def is_localizer(path: Path) -> bool:
+    """By the header, as the judge asks for it."""
+    return read_header(path).is_localizer
 
 
 def kept(tmp_path: Path, datasets: list[Dataset], called: str = "LUNG") -> Series:
@@ -150,8 +156,8 @@ def test_an_ae_title_that_was_removed_is_named(tmp_path: Path) -> None:
 def test_a_series_of_nothing_but_conflicts_says_so(tmp_path: Path) -> None:
     """A person is told whom to ask."""
     (frame,) = a_ct_series(1)
-    kept(tmp_path, [frame])
-    frame.InstanceNumber = 99
+    kept(tmp_path, [frame], "ALL")
+    frame.SeriesInstanceUID = generate_uid()
 
     routing = routed(tmp_path, [frame], "ALL")
 

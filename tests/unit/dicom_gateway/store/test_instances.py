@@ -150,13 +150,19 @@ with a_store(Path(sys.argv[1])) as keeping:
 
 
 def test_the_start_removes_what_a_killed_process_left(tmp_path: Path) -> None:
-    """Half-written files go; kept ones stay."""
+    """Half-written files go, those of results and contracts too; whole ones stay."""
     with a_store(tmp_path) as keeping:
         kept = keeping.store.keep(an_arrival(a_ct_series(1)[0]))
         (tmp_path / "incoming" / "0123.part").write_bytes(b"half")
+        for folder, name in (("results", "1.2.dcm"), ("contracts", "lung_ct.json")):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / name).write_bytes(b"whole")
+            (tmp_path / folder / f".{name}.77.part").write_bytes(b"half")
 
-        assert keeping.store.clean() == 1
+        assert keeping.store.clean() == 3
         assert keeping.files() == [kept.path]
+        assert list(tmp_path.rglob("*.part")) == []
+        assert (tmp_path / "results" / "1.2.dcm").exists()
 
 
 def test_a_file_without_its_row_is_found_again_by_the_next_transmission(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Headers of damaged files: a header, or a refusal by name, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from dicom_gateway.assemble.headers import read_header
+from dicom_gateway.errors import UnusableSeries
+from tests.support.dicom import a_ct_series, write_series
+
+PREAMBLE_BYTES = 132
+
+
+@pytest.mark.filterwarnings("ignore")  # pydicom's own, about what it finds odd
+@pytest.mark.parametrize("transfer_syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_any_damaged_byte_reads_or_is_refused(tmp_path: Path, transfer_syntax: str) -> None:
+    """Every byte of a header in turn is flipped."""
+    series = a_ct_series(1, rows=4, columns=4, transfer_syntax_uid=transfer_syntax)
+    (path,) = write_series(tmp_path, series)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(PREAMBLE_BYTES, len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF if place % 2 else 0x21
+        path.write_bytes(damaged)
+        try:
+            assert read_header(path).path == path
+        except UnusableSeries:
+            refused += 1
+    assert refused
+
+
+@pytest.mark.parametrize(
+    ("image_type", "is_localizer"),
+    [(["ORIGINAL", "PRIMARY", "LOCALIZER"], True), (["ORIGINAL", "PRIMARY", "AXIAL"], False)],
+)
+def test_a_localizer_is_told_by_its_image_type(
+    tmp_path: Path, image_type: list[str], is_localizer: bool
+) -> None:
+    """Its class is CT Image Storage like that of a cross-section."""
+    (path,) = write_series(tmp_path, a_ct_series(1, image_type=image_type))
+    assert read_header(path).is_localizer is is_localizer
