@@ -32,14 +32,13 @@ from dicom_gateway.errors import (
 from dicom_gateway.infer import TritonClient
 from dicom_gateway.jobs import JobQueue
 from dicom_gateway.observe import get_logger
-from dicom_gateway.records import Contract, Job, JobState, Series, SeriesState
+from dicom_gateway.records import Contract, Series, SeriesState
 from dicom_gateway.route.rules import Route, Routing, route
 from dicom_gateway.store import OpenSeries, SeriesIndex
 
 LONGEST_WAIT_S = 1.0
 SHORTEST_WAIT_S = 0.05
 
-_ALL_JOBS = 100_000
 
 UNREADABLE = "unreadable"
 """Stands for the version of a pipeline whose contract can't be read."""
@@ -257,24 +256,10 @@ class Judge:
         log = self._log.bind(series_instance_uid=series.series_instance_uid)
         for job in made:
             log.info("job_enqueued", job_id=job.job_id, pipeline=job.pipeline, reasons=why)
-            self._cancel_superseded(job)
         if made:
             self._queue.notify()
         elif final:
             log.info("series_" + state.value, reasons=reasons)
-
-    def _cancel_superseded(self, job: Job) -> None:
-        """Jobs that wait with an earlier state of the same series have nothing to add."""
-        for older in self._queue.list_jobs((JobState.WAITING,), limit=_ALL_JOBS):
-            if (
-                older.job_id != job.job_id
-                and older.series_instance_uid == job.series_instance_uid
-                and older.called_ae_title == job.called_ae_title
-                and older.pipeline == job.pipeline
-            ) and self._queue.cancel(older.job_id):
-                note = f"more of the series came; job {job.job_id} takes its place"
-                self._queue.add_event(older.job_id, "superseded", note)
-                self._log.info("job_superseded", job_id=older.job_id, by_job_id=job.job_id)
 
     def _say_what_it_waits_for(self, one: OpenSeries, waiting: list[str]) -> None:
         key = f"series {one.series_instance_uid} {one.called_ae_title}"

@@ -141,7 +141,27 @@ class JobQueue(JobDesk):
         if links:
             connection.execute(job_instances.insert(), links)
         write_event(connection, job_id, "received", note or "series complete", receiving_s)
-        return as_job(inserted)
+        job = as_job(inserted)
+        self._supersede_older(connection, job)
+        return job
+
+    def _supersede_older(self, connection: sa.Connection, job: Job) -> None:
+        """Jobs that still wait with an earlier state of the same series have nothing to add."""
+        older = connection.execute(
+            jobs.update()
+            .where(
+                jobs.c.state == JobState.WAITING.value,
+                jobs.c.series_instance_uid == job.series_instance_uid,
+                jobs.c.called_ae_title == job.called_ae_title,
+                jobs.c.pipeline == job.pipeline,
+                jobs.c.job_id != job.job_id,
+            )
+            .values(state=JobState.CANCELLED.value, finished_at_s=now_s())
+            .returning(jobs.c.job_id)
+        ).scalars()
+        note = f"more of the series came; job {job.job_id} takes its place"
+        for job_id in list(older):
+            write_event(connection, job_id, "superseded", note)
 
     def notify(self) -> None:
         """Wakes the workers of this process: a job may be due."""
