@@ -263,8 +263,9 @@ def settings(config: Path) -> Finding:
 
 def dcmtk() -> Finding:
     """A second opinion on DICOM; only the tests need it."""
-    if shutil.which("storescu"):
-        return Finding("dcmtk", State.OK, str(shutil.which("storescu")))
+    # Not storescu: pynetdicom installs one of that name into our environment.
+    if shutil.which("dcmdump"):
+        return Finding("dcmtk", State.OK, str(shutil.which("dcmdump")))
     return Finding(
         "dcmtk", State.WARN, "not here; only the tests use it", "apt-get install dcmtk dicom3tools"
     )

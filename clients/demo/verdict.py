@@ -116,7 +116,7 @@ def write_report(
             "shape_kji": list(source.hu.shape),
         },
         "machine": {"cpu_cores": len(os.sched_getaffinity(0))},
-        "seconds": {name: round(value, 3) for name, value in stages.items()},
+        "seconds": dict(stages),
         "segmentation": {
             "sop_instance_uid": received.sop_instance_uid,
             "frames": received.frames,
@@ -124,7 +124,7 @@ def write_report(
                 {
                     "number": segment.number,
                     "name": segment.name,
-                    "ml": round(float(segment.mask.sum()) * source.voxel_ml, 1),
+                    "ml": float(segment.mask.sum()) * source.voxel_ml,
                     "colour_rgb": list(segment.colour_rgb),
                 }
                 for segment in received.segments

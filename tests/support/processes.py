@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,11 @@ def needs(program: str, *, package: str) -> str:
     Raises:
         MissingPeer: naming the Debian or Ubuntu package that has it.
     """
-    places = [*os.environ.get("PATH", os.defpath).split(os.pathsep), *_ALSO_LOOK_IN]
+    # pynetdicom installs a storescp, storescu and echoscu of its own beside our Python; the
+    # peers of the tests are dcmtk's.
+    ours = Path(sys.prefix, "bin")
+    on_path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    places = [place for place in on_path if Path(place) != ours] + list(_ALSO_LOOK_IN)
     found = shutil.which(program, path=os.pathsep.join(places))
     if found is None:
         msg = (
