@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -251,13 +252,12 @@ class TritonServer:
     def _cpu_s(self) -> float:
         """CPU seconds that the server and its stubs have used so far."""
         total = 0.0
-        try:
+        with contextlib.suppress(psutil.Error, ServerFailed):
             server = psutil.Process(self.pid)
             for process in [server, *server.children(recursive=True)]:
-                times = process.cpu_times()
-                total += times.user + times.system
-        except (psutil.Error, ServerFailed):
-            return total
+                with contextlib.suppress(psutil.Error):  # a dead stub stays a zombie
+                    times = process.cpu_times()
+                    total += times.user + times.system
         return total
 
     def _last_words(self) -> str:

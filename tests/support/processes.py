@@ -14,9 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 # Debian keeps Orthanc and ip where only root's PATH looks.
 _ALSO_LOOK_IN = ("/usr/sbin", "/sbin", "/usr/local/sbin")
@@ -120,3 +122,13 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def stub_of(server_pid: int, model: str) -> psutil.Process:
+    """The living process of one model of a tritonserver."""
+    for process in psutil.Process(server_pid).children(recursive=True):
+        with suppress(psutil.Error):  # a killed stub stays a zombie: the server doesn't reap it
+            if f"/{model}/" in " ".join(process.cmdline()):
+                return process
+    msg = f"the server has no stub of {model}"
+    raise PeerFailed(msg)

@@ -9,16 +9,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pydicom
 import pytest
+import tritonclient.grpc as triton
 
 from clients.demo.phantom_study import PhantomStudy, write_phantom_study
-from dicom_gateway.records import Job, JobState
+from dicom_gateway.records import JobState
 from ensemble_builder.server import TritonServer
+from ensemble_builder.server.heartbeat import Heart
 from tests.support.dicom import write_series
 from tests.support.patience import until
 from tests.support.peers import Storescp
+from tests.support.processes import stub_of
 from tests.support.road import GatewayProcess, Pacs, a_gateway
 from tests.support.shared_memory import dev_shm_as_before
 
@@ -95,18 +97,42 @@ def long_study(tmp_path_factory: pytest.TempPathFactory) -> PhantomStudy:
     return write_phantom_study(folder, seed=8, shape_kji=(90, 384, 384), spacing_mm=(3.5, 1.0, 1.0))
 
 
-def _wait_for_inference(gateway: GatewayProcess) -> Job:
-    """The one job, once its volume is assembled and Triton has it."""
+def _wait_until_healthy(server: TritonServer) -> None:
+    """What an earlier test killed must be back, or this one would kill into a void."""
+    heart = Heart(server.grpc_url)
+    try:
+        until(lambda: heart.beat(60).pipelines == ("lung_ct",), timeout_s=150)
+    finally:
+        heart.close()
+
+
+def _answered(server: TritonServer, model: str) -> int:
+    """How many requests a model has answered."""
+    client = triton.InferenceServerClient(server.grpc_url)
+    try:
+        found = client.get_inference_statistics(model).model_stats
+        return sum(one.inference_stats.success.count for one in found)
+    finally:
+        client.close()
+
+
+def _wait_for_inference(gateway: GatewayProcess, server: TritonServer, step: str) -> None:
+    """Returns while Triton works on the one job, in the given step of the ensemble."""
 
     def inferring() -> bool:
-        jobs = gateway.jobs()
-        return bool(jobs) and any(line.startswith("assembled") for line in gateway.story(jobs[0]))
+        for job in gateway.jobs():
+            assert job.state is not JobState.DELIVERED, "too late: Triton was through already"
+            if job.state is JobState.RUNNING and "assembled" in gateway.story(job)[-1]:
+                return True
+        return False
 
+    before = {"lung_ct_inferer": "lung_ct_preprocess", "lung_ct_postprocess": "lung_ct_inferer"}
+    previous = before.get(step)
+    answered = _answered(server, previous) if previous else 0
     until(inferring, timeout_s=120)
-    time.sleep(0.3)
-    (job,) = gateway.jobs()
-    assert job.state is JobState.RUNNING, "too late: the job has left Triton already"
-    return job
+    if previous:
+        until(lambda: _answered(server, previous) > answered, timeout_s=120)
+    assert inferring()
 
 
 @pytest.mark.parametrize("victim", ["lung_ct_preprocess", "lung_ct_inferer", "lung_ct_postprocess"])
@@ -118,10 +144,10 @@ def test_a_stub_killed_in_mid_inference_costs_no_hand(
     receiving_pacs: Storescp,
 ) -> None:
     """The model is loaded again and the job delivered, once."""
+    _wait_until_healthy(server)
     assert gateway.send(long_study.files).exit_code == 0
-    _wait_for_inference(gateway)
-    children = psutil.Process(server.pid).children(recursive=True)
-    next(p for p in children if f"/{victim}/" in " ".join(p.cmdline())).kill()
+    _wait_for_inference(gateway, server, victim)
+    stub_of(server.pid, victim).kill()
     (job,) = gateway.wait_for_jobs(1)
     assert job.state is JobState.DELIVERED, gateway.log()
     assert len(receiving_pacs.wait_for(1)) == 1
@@ -134,8 +160,9 @@ def test_a_server_killed_in_mid_inference_costs_no_hand(
     receiving_pacs: Storescp,
 ) -> None:
     """The server is started again and the job delivered, once."""
+    _wait_until_healthy(server)
     assert gateway.send(long_study.files).exit_code == 0
-    _wait_for_inference(gateway)
+    _wait_for_inference(gateway, server, "lung_ct_inferer")
     os.kill(server.pid, signal.SIGKILL)
     (job,) = gateway.wait_for_jobs(1)
     assert job.state is JobState.DELIVERED, gateway.log()

@@ -22,6 +22,7 @@ from ensemble_builder.server import TritonServer, find_tritonserver
 from ensemble_builder.server.heartbeat import Heart
 from ensemble_builder.verify import compare, reference, served
 from tests.support.bundles import a_segmentation_bundle
+from tests.support.processes import stub_of
 from tests.support.small_triton import SmallTriton
 from tests.support.volumes import an_oblique_volume
 
@@ -51,11 +52,6 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A watched server; tests may kill it."""
     with TritonServer(repository, log=tmp_path_factory.mktemp("log") / "triton.log") as found:
         yield found
-
-
-def _stub(server: TritonServer, model: str) -> psutil.Process:
-    children = psutil.Process(server.pid).children(recursive=True)
-    return next(p for p in children if f"/{model}/" in " ".join(p.cmdline()))
 
 
 def _regions_of(pid: int) -> list[Path]:
@@ -143,7 +139,7 @@ def test_a_proxy_of_the_site_is_not_asked_for_loopback(
 def test_a_killed_stub_is_replaced_without_a_hand(server: TritonServer, bundle: Path) -> None:
     """Triton still calls itself ready; the heartbeat notices and loads the model again."""
     before, pid = server.reloads, server.pid
-    _stub(server, "small_inferer").kill()
+    stub_of(server.pid, "small_inferer").kill()
     _until(lambda: server.reloads > before, "the model wasn't loaded again")
     volume = an_oblique_volume()
     assert (
