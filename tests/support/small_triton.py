@@ -84,10 +84,11 @@ class SmallTriton:
 
     def kill(self) -> None:
         """SIGKILL to the server and its stubs, as a crash or the kernel would."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        # Taken first: the test may start the next life while this one is still ending.
+        process, self._process = self._process, None
+        if process is not None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def output(self) -> str:
         """Everything the server has said."""

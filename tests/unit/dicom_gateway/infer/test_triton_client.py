@@ -326,10 +326,12 @@ def test_a_killed_and_restarted_server_gets_the_arena_again(
     client.use_arena(arena)
     contract = client.contract("threshold")
     volume, _ = a_volume(arena, SLEEP, 60.0)
-    threading.Timer(1.0, mortal_triton.kill).start()
+    killer = threading.Timer(1.0, mortal_triton.kill)
+    killer.start()
 
     with pytest.raises(RequestLost):
         client.infer(volume, contract, arena, "a" * 32)
+    killer.join()
 
     assert client.quarantined_bytes(arena) > 0
     with pytest.raises(TritonUnavailable) as away:
