@@ -22,6 +22,7 @@ from ensemble_builder.bundle import read_bundle
 from ensemble_builder.errors import ParityError
 from ensemble_builder.runtime.networks import load_weights
 from ensemble_builder.runtime.recipe import BundleConfig
+from ensemble_builder.server.heartbeat import LOOPBACK_CHANNEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def served(grpc_url: str, pipeline: str, volume: StoredVolume) -> NDArray[np.uin
         tensor = triton.InferInput(name, value.shape, np_to_triton_dtype(value.dtype))
         tensor.set_data_from_numpy(np.ascontiguousarray(value))
         inputs.append(tensor)
-    client = triton.InferenceServerClient(grpc_url)
+    client = triton.InferenceServerClient(grpc_url, channel_args=LOOPBACK_CHANNEL)
     try:
         mask: NDArray[np.uint8] = client.infer(pipeline, inputs).as_numpy("MASK")
     finally:

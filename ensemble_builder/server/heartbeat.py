@@ -21,7 +21,7 @@ SHAPE_KJI = (24, 48, 48)
 SPACING_MM = (5.0, 5.0, 5.0)
 
 
-_CHANNEL = [
+LOOPBACK_CHANNEL = [
     # Loopback never goes through a proxy of the site, and a server that comes back is
     # noticed in a second: gRPC's own patience grows to two minutes.
     ("grpc.enable_http_proxy", 0),
@@ -30,6 +30,7 @@ _CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+"""How every client of ours reaches a tritonserver on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Heart:
     """
 
     def __init__(self, grpc_url: str, server_id: str = "") -> None:
-        self._client = triton.InferenceServerClient(grpc_url, channel_args=_CHANNEL)
+        self._client = triton.InferenceServerClient(grpc_url, channel_args=LOOPBACK_CHANNEL)
         self._server_id = server_id
         self._expected: frozenset[str] = frozenset()
 

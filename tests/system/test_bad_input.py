@@ -22,12 +22,6 @@ from tests.support.road import GatewayProcess, Pacs, a_gateway
 pytestmark = pytest.mark.system
 
 
-@pytest.fixture(scope="module")
-def pacs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the receiving PACS keeps what comes."""
-    return tmp_path_factory.mktemp("pacs")
-
-
 @pytest.fixture
 def gateway(
     tmp_path: Path, triton_server: TritonServer, receiving_pacs: Storescp

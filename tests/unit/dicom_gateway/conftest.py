@@ -1,4 +1,4 @@
-"""An index of each kind, empty for each test."""
+"""An index of each kind, empty for each test of jobs and deliver."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dicom_gateway.jobs import JobQueue
 from tests.support.databases import a_postgresql, an_empty_index
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
     """One private PostgreSQL for these tests."""
     with a_postgresql() as url:
