@@ -85,21 +85,25 @@ train-lung-ct: $(VENV)/.server ## Train the built-in lung_ct again from its fixe
 	@$(BIN)/python -m ensemble_builder.pipelines.lung_ct.train
 
 # Each program that the tests call, and the package that brings it.
-PEERS := storescu:dcmtk storescp:dcmtk Orthanc:orthanc dciodvfy:dicom3tools ip:iproute2 strace:strace
+PEERS := storescu:dcmtk storescp:dcmtk dcmqrscp:dcmtk Orthanc:orthanc dciodvfy:dicom3tools ip:iproute2 strace:strace \
+  postgres:postgresql unshare:util-linux
 
 .PHONY: peers
 peers: ## Install the DICOM peers that the tests talk to (Debian packages)
 	@missing=; \
 	for peer in $(PEERS); do \
-	  PATH="$$PATH:/usr/sbin:/sbin" command -v "$${peer%%:*}" >/dev/null || missing="$$missing $${peer#*:}"; \
+	  PATH="$$PATH:/usr/sbin:/sbin:$$(printf '%s:' /usr/lib/postgresql/*/bin)" command -v "$${peer%%:*}" >/dev/null || missing="$$missing $${peer#*:}"; \
 	done; \
+	[ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || missing="$$missing orthanc-dicomweb"; \
 	case "$$missing" in '') exit 0 ;; esac; \
 	$(call apt,$$missing) || exit 1; \
-	case "$$missing" in *orthanc*) \
-	  if [ -d /run/systemd/system ]; then \
-	    $$as systemctl disable --quiet --now orthanc || true; \
-	  fi ;; \
-	esac
+	for service in orthanc postgresql; do \
+	  case "$$missing" in *$$service*) \
+	    if [ -d /run/systemd/system ]; then \
+	      $$as systemctl disable --quiet --now $$service || true; \
+	    fi ;; \
+	  esac; \
+	done
 
 .PHONY: clean
 clean: ## Remove the environments, caches and outputs

@@ -44,6 +44,20 @@ jobs_app = typer.Typer(
     help="Look at the gateway's jobs: list, show, watch; start one again, or end it.",
 )
 app.add_typer(jobs_app, name="jobs", rich_help_panel="Use")
+series_app = typer.Typer(
+    no_args_is_help=True,
+    help="What was decided about a series and why; declare one complete by hand.",
+)
+app.add_typer(series_app, name="series", rich_help_panel="Use")
+route_app = typer.Typer(
+    no_args_is_help=True, help="Which rule of gateway.yaml takes a series, and why."
+)
+app.add_typer(route_app, name="route", rich_help_panel="Use")
+store_app = typer.Typer(
+    no_args_is_help=True,
+    help="Look after what the gateway keeps: check it, mend its index, remove what is due.",
+)
+app.add_typer(store_app, name="store", rich_help_panel="Use")
 
 Config = Annotated[
     Path, typer.Option("--config", "-c", help="The gateway's settings.", metavar="FILE")
@@ -231,7 +245,7 @@ def up(
 
 
 @app.command(rich_help_panel="Use")
-def send(
+def send(  # noqa: PLR0917 - an option each
     paths: Annotated[list[Path], typer.Argument(metavar="FOLDER|FILE...")],
     to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="The receiver.")] = (
         "127.0.0.1:11112"
@@ -239,6 +253,24 @@ def send(
     called: Annotated[str, typer.Option(help="The AE title we call.")] = "LUNG",
     calling: Annotated[str, typer.Option(help="Our own AE title.")] = "TRITOME_SEND",
     timeout_s: Annotated[float, typer.Option(help="Patience with each answer.")] = 60.0,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on: send what appears in the folders later.")
+    ] = False,
+    memory: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --watch: where it is noted what was sent."),
+    ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Call by DICOM TLS.")] = False,
+    tls_ca: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Who signs the receiver's certificate.")
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Ours, if the receiver asks for one.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its key.")] = None,
+    tls_any_host: Annotated[
+        bool, typer.Option("--tls-any-host", help="Its certificate needn't name the host.")
+    ] = False,
 ) -> None:
     """Send DICOM files by C-STORE, byte for byte as they are.
 
@@ -247,9 +279,62 @@ def send(
     Example: [cyan]tritome send ~/chest_ct --to 127.0.0.1:11112 --called LUNG[/]
     """
     from clients.commands.send import run  # noqa: PLC0415
-    from clients.send import Peer  # noqa: PLC0415
+    from clients.commands.send import watch as go_on  # noqa: PLC0415
+    from clients.send import Peer, Tls  # noqa: PLC0415
 
-    run(paths, Peer.parse(to, called, calling), timeout_s=timeout_s)
+    secured = (
+        Tls(tls_ca, tls_certificate, tls_key, check_hostname=not tls_any_host)
+        if tls or tls_ca or tls_certificate
+        else None
+    )
+    peer = Peer.parse(to, called, calling, secured)
+    if watch:
+        go_on(paths, peer, timeout_s=timeout_s, memory=memory)
+    else:
+        run(paths, peer, timeout_s=timeout_s)
+
+
+@app.command(rich_help_panel="Use")
+def fetch(
+    *,
+    peer: Annotated[
+        str, typer.Option("--from", metavar="PACS", help="Its name under 'pacs' in gateway.yaml.")
+    ],
+    study: Annotated[str | None, typer.Option(metavar="UID", help="Study Instance UID.")] = None,
+    accession: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Accession number.")
+    ] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEYWORD=VALUE", help="What to look for; may be repeated."),
+    ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(metavar="UID", help="Only this series; may be repeated."),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="AE_TITLE", help="Of ours; else as gateway.yaml says."),
+    ] = None,
+    config: Config = _CONFIG,
+) -> None:
+    """Let the running gateway fetch studies from a PACS.
+
+    By C-FIND and C-MOVE, or by QIDO-RS and WADO-RS, as gateway.yaml says of the PACS.
+
+    Example: [cyan]tritome fetch --from archive --accession A1234[/]
+    """
+    from clients.commands.fetch import run  # noqa: PLC0415
+
+    run(
+        config,
+        peer,
+        study=study,
+        accession=accession,
+        query=query or [],
+        series=series or [],
+        called=to,
+    )
 
 
 @app.command(rich_help_panel="Use")
@@ -338,6 +423,126 @@ def jobs_cancel(job: JobId, config: Config = _CONFIG) -> None:
     from clients.commands.jobs import cancel  # noqa: PLC0415
 
     cancel(config, job)
+
+
+@store_app.command("check")
+def store_check(config: Config = _CONFIG) -> None:
+    """Compare every kept file with its digest and with the index.
+
+    It only looks, also beside a running gateway. The exit code is 1 when anything
+    acknowledged is missing, damaged or unknown to the index.
+
+    Example: [cyan]tritome store check[/]
+    """
+    from clients.commands.store import run_check  # noqa: PLC0415
+
+    if not run_check(config):
+        raise typer.Exit(1)
+
+
+@store_app.command("rebuild")
+def store_rebuild(config: Config = _CONFIG) -> None:
+    """Make the index again from the files, after it was lost or damaged.
+
+    What the index knows already stays. The gateway must be stopped.
+
+    Example: [cyan]tritome store rebuild[/]
+    """
+    from clients.commands.store import run_rebuild  # noqa: PLC0415
+
+    run_rebuild(config)
+
+
+@store_app.command("conflicts")
+def store_conflicts(config: Config = _CONFIG) -> None:
+    """List objects that came with other bytes under a known SOP Instance UID.
+
+    Example: [cyan]tritome store conflicts[/]
+    """
+    from clients.commands.store import run_conflicts  # noqa: PLC0415
+
+    run_conflicts(config)
+
+
+@store_app.command("purge")
+def store_purge(
+    config: Config = _CONFIG,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+) -> None:
+    """Remove now what store.retention in gateway.yaml lets go.
+
+    The running gateway does the same by itself, every few minutes.
+
+    Example: [cyan]tritome store purge --dry-run[/]
+    """
+    from clients.commands.store import run_purge  # noqa: PLC0415
+
+    run_purge(config, dry_run=dry_run)
+
+
+@series_app.command("show")
+def series_show(
+    uid: Annotated[str, typer.Argument(metavar="UID", help="Series Instance UID.")],
+    config: Config = _CONFIG,
+) -> None:
+    """Tell what was decided about a series, when and why.
+
+    Example: [cyan]tritome series show 1.2.840.113619.2.55.3[/]
+    """
+    from clients.commands.series import show  # noqa: PLC0415
+
+    show(config, uid)
+
+
+@series_app.command("complete")
+def series_complete(
+    uid: Annotated[str, typer.Argument(metavar="UID", help="Of the series, or of a study.")],
+    config: Config = _CONFIG,
+    called: Annotated[
+        str | None, typer.Option(help="Our AE title, where it was sent to several.")
+    ] = None,
+) -> None:
+    """Declare a series that still waits complete as it is, or a whole study.
+
+    Example: [cyan]tritome series complete 1.2.840.113619.2.55.3[/]
+    """
+    from clients.commands.series import complete  # noqa: PLC0415
+
+    complete(config, uid, called)
+
+
+@route_app.command("explain")
+def route_explain(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER")],
+    config: Config = _CONFIG,
+    called: Annotated[str | None, typer.Option(help="Which of our AE titles is called.")] = None,
+    calling: Annotated[str, typer.Option(help="The sender's AE title.")] = "TRITOME_SEND",
+    show_values: Annotated[
+        bool, typer.Option("--show-values", help="Also values that say who the patient is.")
+    ] = False,
+) -> None:
+    """Say which rules take the series in a folder, and why the others don't.
+
+    Needs neither a running gateway nor Triton; nothing is sent.
+
+    Example: [cyan]tritome route explain ~/chest_ct --called LUNG[/]
+    """
+    from clients.commands.route import explain  # noqa: PLC0415
+
+    explain(folder, config, called=called, calling=calling, show_values=show_values)
+
+
+@route_app.command("schema")
+def route_schema() -> None:
+    """Print the JSON Schema of gateway.yaml, for editors that check it.
+
+    Example: [cyan]tritome route schema > gateway.schema.json[/]
+    """
+    from clients.commands.route import print_schema  # noqa: PLC0415
+
+    print_schema()
 
 
 def main() -> None:

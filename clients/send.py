@@ -9,19 +9,35 @@ Source: PS3.4 Annex B (Storage Service Class), PS3.8 9.3.4 (A-ASSOCIATE-RJ).
 from __future__ import annotations
 
 import socket
+import ssl
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clients.errors import ClientError, NotAccepted
+from clients.found import Found, Search, find_instances
+
+__all__ = [
+    "MAX_CONTEXTS",
+    "Found",
+    "Outcome",
+    "Peer",
+    "Report",
+    "Search",
+    "Tls",
+    "batches",
+    "explain_status",
+    "find_instances",
+    "send",
+]
 
 MAX_CONTEXTS = 128
 """Presentation contexts of one association: ids are the odd numbers of a byte (PS3.8 9.3.2.2)."""
 
-_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-_PREAMBLE_BYTES = 128
+_LOW_PRIORITY = 2
 _NO_ANSWER = "the connection was lost before the peer answered"
 
 _REJECTIONS = {
@@ -40,33 +56,35 @@ _REJECTIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """One DICOM file (PS3.10) and what must be proposed to send it."""
+class Tls:
+    """How a peer is called by DICOM TLS.
 
-    path: Path
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    size_bytes: int
+    Attributes:
+        ca_file: PEM of those who sign the peer's certificate; the system's where not given.
+        certificate_file: PEM of ours, where the peer asks for one.
+        key_file: Its key; in `certificate_file` where not given.
+        check_hostname: Whether the peer's certificate must name the host that we call.
+    """
 
-    @property
-    def context(self) -> tuple[str, str]:
-        """(SOP class, transfer syntax): what one presentation context must offer."""
-        return self.sop_class_uid, self.transfer_syntax_uid
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    check_hostname: bool = True
 
+    def context(self) -> ssl.SSLContext:
+        """The context to call with.
 
-@dataclass(frozen=True, slots=True)
-class Search:
-    """What lay under the given paths."""
+        Raises:
+            ConfigurationError: a file is missing or wrong.
+        """
+        from dicom_gateway.tls import client_context  # noqa: PLC0415 - --help stays quick
 
-    instances: tuple[Found, ...]
-    skipped: tuple[Path, ...]
-    """Files that are no DICOM files, and DICOMDIRs."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all instances together."""
-        return sum(found.size_bytes for found in self.instances)
+        return client_context(
+            self.ca_file,
+            self.certificate_file,
+            self.key_file,
+            check_hostname=self.check_hostname,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +95,12 @@ class Peer:
     port: int
     called_ae_title: str
     calling_ae_title: str
+    tls: Tls | None = None
 
     @classmethod
-    def parse(cls, address: str, called_ae_title: str, calling_ae_title: str) -> Peer:
+    def parse(
+        cls, address: str, called_ae_title: str, calling_ae_title: str, tls: Tls | None = None
+    ) -> Peer:
         """Reads `HOST:PORT`.
 
         Raises:
@@ -87,7 +108,7 @@ class Peer:
         """
         from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - --help stays quick
 
-        from dicom_gateway.config import AETitle  # noqa: PLC0415
+        from dicom_gateway.config_base import AETitle  # noqa: PLC0415
 
         for title in (called_ae_title, calling_ae_title):
             try:
@@ -100,7 +121,7 @@ class Peer:
         if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
             msg = f"'{address}' is no HOST:PORT; write for example 127.0.0.1:11112"
             raise ClientError(msg)
-        return cls(host.strip("[]"), int(port), called_ae_title, calling_ae_title)
+        return cls(host.strip("[]"), int(port), called_ae_title, calling_ae_title, tls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,46 +163,6 @@ class Report:
         """(reason, how many) for everything but plain success, the commonest first."""
         notes = Counter(outcome.note for outcome in self.outcomes if outcome.note)
         return notes.most_common()
-
-
-def find_instances(paths: Iterable[Path]) -> Search:
-    """Finds the DICOM files under files and folders, in the order of their names.
-
-    Only the file meta information is read. Files without it can't be sent as they are,
-    since their transfer syntax is unknown; they count as skipped.
-
-    Raises:
-        ClientError: a path doesn't exist.
-    """
-    from pydicom.errors import InvalidDicomError  # noqa: PLC0415 - --help stays quick
-    from pydicom.filereader import read_file_meta_info  # noqa: PLC0415
-
-    instances: list[Found] = []
-    skipped: list[Path] = []
-    for path in _files(paths):
-        try:
-            if not _has_preamble(path):
-                skipped.append(path)
-                continue
-            meta = read_file_meta_info(path)
-            found = Found(
-                path=path,
-                sop_class_uid=str(meta.MediaStorageSOPClassUID),
-                sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
-                transfer_syntax_uid=str(meta.TransferSyntaxUID),
-                size_bytes=path.stat().st_size,
-            )
-        except (InvalidDicomError, AttributeError, EOFError, ValueError):
-            skipped.append(path)
-            continue
-        except OSError as error:
-            msg = f"{path} can't be read ({error.strerror})"
-            raise ClientError(msg) from error
-        if found.sop_class_uid == _MEDIA_DIRECTORY:
-            skipped.append(path)
-        else:
-            instances.append(found)
-    return Search(tuple(instances), tuple(skipped))
 
 
 def send(
@@ -236,7 +217,7 @@ def _send_batch(
     contexts = [build_context(sop_class, syntax) for sop_class, syntax in pairs]
     association = _associate(peer, contexts, timeout_s)
     taken = {
-        (str(cx.abstract_syntax), str(cx.transfer_syntax[0]))
+        (str(cx.abstract_syntax), str(cx.transfer_syntax[0])): int(cx.context_id)
         for cx in association.accepted_contexts
     }
     lost = False
@@ -248,7 +229,9 @@ def _send_batch(
                 note(Outcome(found, None, "the connection was lost before this object was sent"))
             else:
                 # A message id is 16 bits and must be unique only among those in flight.
-                outcome = _store(association, found, message_id=number % 65535 + 1)
+                outcome = _store(
+                    association, found, taken[found.context], message_id=number % 65535 + 1
+                )
                 # pynetdicom may go on calling a dead association established for a moment,
                 # and would then wait for the next answer until the timeout.
                 lost = outcome.note == _NO_ANSWER
@@ -259,11 +242,8 @@ def _send_batch(
 
 
 def _associate(peer: Peer, contexts: list[Any], timeout_s: float) -> Any:
-    from pynetdicom import AE, _config, evt  # noqa: PLC0415
+    from pynetdicom import AE, evt  # noqa: PLC0415
 
-    # Sends the file's bytes as they lie on the disk. Otherwise pynetdicom would parse and
-    # encode each object again, which not every real object survives.
-    _config.STORE_SEND_CHUNKED_DATASET = True
     ae = AE(ae_title=peer.calling_ae_title)
     ae.connection_timeout = timeout_s
     ae.acse_timeout = timeout_s
@@ -275,6 +255,7 @@ def _associate(peer: Peer, contexts: list[Any], timeout_s: float) -> Any:
         peer.port,
         contexts=contexts,
         ae_title=peer.called_ae_title,
+        tls_args=None if peer.tls is None else (peer.tls.context(), peer.host),
         evt_handlers=[
             (evt.EVT_CONN_OPEN, _without_delay),
             (evt.EVT_PDU_RECV, _note_rejection, [rejections]),
@@ -293,6 +274,8 @@ def _associate(peer: Peer, contexts: list[Any], timeout_s: float) -> Any:
     elif association.acceptor.primitive is not None and not association.accepted_contexts:
         names = ", ".join(sorted({_name(cx.abstract_syntax) for cx in contexts}))
         msg = f"{where} takes none of these kinds of object: {names}."
+    elif peer.tls is not None and (trouble := _tls_trouble(peer, peer.tls, timeout_s)):
+        msg = f"{where}: no TLS connection: {trouble}."
     else:
         msg = (
             f"nobody answered at {where}. Is the receiver running there, and does a firewall "
@@ -317,17 +300,70 @@ def _note_rejection(event: Any, rejections: list[Any]) -> None:
         rejections.append(event.pdu.to_primitive())
 
 
-def _store(association: Any, found: Found, message_id: int) -> Outcome:
+def _tls_trouble(peer: Peer, tls: Tls, timeout_s: float) -> str:
+    """Why the TLS handshake fails, asked for once more; empty where that isn't it."""
     try:
-        status = association.send_c_store(found.path, msg_id=message_id)
+        with (
+            socket.create_connection((peer.host, peer.port), min(timeout_s, 10.0)) as raw,
+            tls.context().wrap_socket(raw, server_hostname=peer.host) as secured,
+        ):
+            # With TLS 1.3 a refused client certificate shows only when something is read.
+            secured.settimeout(1.0)
+            secured.recv(1)
+    except ssl.SSLCertVerificationError as error:
+        return (
+            f"its certificate is not trusted ({error.verify_message}); name who signed it with "
+            "--tls-ca"
+        )
+    except ssl.SSLError as error:
+        reason = (error.reason or "unknown").replace("_", " ").lower()
+        if "certificate" in reason:
+            return f"it refuses ours ({reason}); pass one that it knows with --tls-certificate"
+        return f"{reason}; is this its TLS port"
+    except OSError:
+        return ""
+    return ""
+
+
+def _store(association: Any, found: Found, context_id: int, message_id: int) -> Outcome:
+    """Sends one file's data set as its bytes lie on the disk, under its own UIDs.
+
+    Otherwise pynetdicom would parse and encode each object again, which not every real object
+    survives, or announce it by the UIDs of the file meta information.
+    """
+    from pydicom.uid import UID  # noqa: PLC0415
+    from pynetdicom.dimse_primitives import C_STORE  # noqa: PLC0415
+    from pynetdicom.dsutils import split_dataset  # noqa: PLC0415
+
+    try:
+        _, offset = split_dataset(found.path)
+        request = C_STORE()
+        request.MessageID = message_id
+        request.Priority = _LOW_PRIORITY
+        request.AffectedSOPClassUID = UID(found.sop_class_uid)
+        request.AffectedSOPInstanceUID = UID(found.sop_instance_uid)
+        request._dataset_path = (found.path, offset)
+        # As `Association.send_c_store` does: its own thread must not take the answer.
+        association._reactor_checkpoint.clear()
+        while not association._is_paused:
+            time.sleep(0.0001)
+        try:
+            association.dimse.send_msg(request, context_id)
+            _, answer = association.dimse.get_msg(block=True)
+        finally:
+            association._reactor_checkpoint.set()
     except (ValueError, RuntimeError, AttributeError, OSError) as error:
         return Outcome(found, None, f"the object could not be sent ({type(error).__name__})")
-    if "Status" not in status:
+    if answer is None:
+        association.abort()
         return Outcome(found, None, _NO_ANSWER)
-    code = int(status.Status)
+    if not isinstance(answer, C_STORE) or answer.Status is None:
+        association.abort()
+        return Outcome(found, None, "the peer answered with something else")
+    code = int(answer.Status)
     if code == 0:
         return Outcome(found, code)
-    comment = str(status.get("ErrorComment", "")).strip()
+    comment = str(answer.ErrorComment or "").strip()
     return Outcome(found, code, explain_status(code) + (f": {comment}" if comment else ""))
 
 
@@ -362,20 +398,3 @@ def _name(uid: str | None) -> str:
     from pydicom.uid import UID  # noqa: PLC0415
 
     return UID(uid or "").name
-
-
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(child for child in path.rglob("*") if child.is_file())
-        elif path.is_file():
-            yield path
-        else:
-            msg = f"{path} doesn't exist"
-            raise ClientError(msg)
-
-
-def _has_preamble(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(_PREAMBLE_BYTES)
-        return file.read(4) == b"DICM"

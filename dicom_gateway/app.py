@@ -24,19 +24,19 @@ from typing import IO
 from dicom_gateway.assemble.arena import Arena, remove_leftovers
 from dicom_gateway.assemble.decoders import DecoderPool
 from dicom_gateway.assemble.headers import read_header
-from dicom_gateway.assemble.volume import assemble_volume
 from dicom_gateway.config import LOG_STYLE, GatewaySettings
 from dicom_gateway.database import open_database
 from dicom_gateway.deliver import Caretaker, Entries, Outbox
-from dicom_gateway.encode.segmentation import encode_segmentation
 from dicom_gateway.errors import ConfigurationError, GatewayError
-from dicom_gateway.infer import TritonClient, check_room
-from dicom_gateway.jobs import JobQueue, JobRun, Worker
+from dicom_gateway.infer import TritonClient
+from dicom_gateway.jobs import JobQueue, Worker
 from dicom_gateway.judge import Judge
 from dicom_gateway.observe import get_logger, set_up_logging
+from dicom_gateway.processing import Processing
 from dicom_gateway.receive.scp import Receiver
-from dicom_gateway.records import Result, Volume
-from dicom_gateway.store import InstanceStore, SeriesIndex
+from dicom_gateway.receiving import commitments_of, receiving_child, spool_of
+from dicom_gateway.store import InstanceStore, Retention, SeriesIndex
+from dicom_gateway.webside import WebSide
 
 GRACE_S = 10.0
 """How long a stop waits for each thread; what isn't done then is taken up at the next start."""
@@ -59,6 +59,7 @@ class Gateway:
         self._threads: list[threading.Thread] = []
         self._stops: list[Callable[[], None]] = []
         self._receiver: Receiver | None = None
+        self._web: WebSide | None = None
         self._stopping = threading.Event()
 
     @property
@@ -66,6 +67,11 @@ class Gateway:
         """Where DICOM is received, also where the settings say 0."""
         assert self._receiver is not None, "the gateway is not started"
         return self._receiver.port
+
+    @property
+    def web_port(self) -> int | None:
+        """Where HTTP is answered, also where the settings say 0; None where it isn't."""
+        return None if self._web is None else self._web.port
 
     def start(self) -> None:
         """Takes up what an earlier life left, then opens the door.
@@ -87,7 +93,9 @@ class Gateway:
         self._open.enter_context(_only_gateway(folder))
         engine = open_database(settings.database_url, _connections(settings))
         self._open.callback(engine.dispose)
-        store = InstanceStore(folder, engine, settings.store.min_free_bytes)
+        store = InstanceStore(
+            folder, engine, settings.store.min_free_bytes, settings.store.resume_free_bytes
+        )
         index = SeriesIndex(engine, folder)
         queue = JobQueue(
             engine,
@@ -117,44 +125,15 @@ class Gateway:
         triton.use_arena(arena)
         read = lru_cache(maxsize=HEADERS_IN_MEMORY)(read_header)
 
-        def process(run: JobRun) -> list[Result]:
-            """One job from its series to its results."""
-            job = run.job
-            # Before the expensive part: where Triton is away, nothing is decoded in vain.
-            contract = triton.contract(job.pipeline)
-            triton.check_ready(job.pipeline)
-            series = index.instances_of_job(job.job_id)
-            volume: Volume | None = None
-            try:
-                with run.stage("assembled", f"{len(series.instances)} instances"):
-                    volume = assemble_volume(
-                        series, arena, decoders, read, partial(check_room, contract, arena)
-                    )
-            except BaseException:
-                if volume is not None:  # made, but its line in the story wasn't written
-                    arena.free(volume.image)
-                raise
-            with run.stage("inferred") as stage:
-                inference = triton.infer(volume, contract, arena, job.job_id, run.stop)
-                out_bytes = sum(labels.nbytes for labels in inference.labelmaps.values())
-                stage.note = (
-                    f"{'x'.join(str(n) for n in volume.shape_kji)}: {volume.image.size_bytes} "
-                    f"bytes in, {out_bytes} bytes out"
-                )
-            with run.stage("encoded"):
-                return [
-                    encode_segmentation(
-                        inference.labelmaps[output.name],
-                        volume,
-                        contract,
-                        output,
-                        job,
-                        folder / "results",
-                    )
-                    for output in contract.outputs
-                    if output.name in inference.labelmaps
-                ]
-
+        process = Processing(
+            index=index,
+            triton=triton,
+            arena=arena,
+            decoders=decoders,
+            settings=settings.assembly,
+            results=folder / "results",
+            read_header=read,
+        )
         outboxes = [Outbox(entries, one, settings.dicom.scu.ae_title) for one in destinations]
         judge = Judge(settings, engine, index, queue=queue, triton=triton, read_header=read)
         workers = [
@@ -164,6 +143,9 @@ class Gateway:
         for outbox, destination in zip(outboxes, destinations, strict=True):
             self._run_in_thread(f"outbox-{destination.name}", outbox.run, outbox.stop)
         self._run_in_thread("caretaker", caretaker.run, caretaker.stop)
+        if not settings.store.retention.is_off:
+            retention = Retention(engine, folder, settings.store.retention)
+            self._run_in_thread("retention", retention.run, retention.stop)
         for number, worker in enumerate(workers, 1):
             self._run_in_thread(f"worker-{number}", worker.run, worker.stop)
         self._run_in_thread("judge", judge.run, judge.stop)
@@ -172,9 +154,30 @@ class Gateway:
             index.association_ended(association_id, in_order=in_order)
             judge.notify()
 
-        receiver = Receiver(settings.dicom.scp, store.keep, association_ended)
+        receiver = Receiver(
+            settings.dicom.scp,
+            store.keep,
+            association_ended,
+            spool=spool_of(settings),
+            commitments=commitments_of(settings, engine),
+            child=receiving_child(settings),
+        )
         receiver.start()
         self._receiver = receiver
+
+        web = WebSide(
+            settings,
+            engine,
+            keep=store.keep,
+            association_ended=association_ended,
+            health=lambda: dict.fromkeys(self.dead_threads(), "has died"),
+        )
+        if settings.pacs:
+            self._log.info("recovered", fetches=web.recover())
+        web.start()
+        self._web = web
+        for name, loop, stop in web.loops:
+            self._run_in_thread(name, loop, stop)
 
     def stop(self) -> None:
         """Closes the door, lets each thread end what it has in hand, and cleans up.
@@ -184,6 +187,8 @@ class Gateway:
         self._stopping.set()
         if self._receiver is not None:
             self._receiver.stop()
+        if self._web is not None:
+            self._web.stop()
         for stop in self._stops:
             stop()
         for thread in self._threads:
@@ -197,6 +202,8 @@ class Gateway:
         dead = [thread.name for thread in self._threads if not thread.is_alive()]
         if self._receiver is not None and not self._receiver.is_alive:
             dead.append("receive")
+        if self._web is not None and self._web.is_dead:
+            dead.append("web")
         return dead
 
     def _run_in_thread(self, name: str, loop: Callable[[], None], stop: Callable[[], None]) -> None:
@@ -217,7 +224,8 @@ def run(settings: GatewaySettings, ready_file: Path | None = None) -> int:
 
     Args:
         settings: From `load_settings`.
-        ready_file: Written once the door is open: JSON with `pid` and `port`.
+        ready_file: Written once the door is open: JSON with `pid`, `port` and, where HTTP is
+            answered, `web_port`.
 
     Returns:
         The process's exit status: 0 after a signal, 1 when a part of it died.
@@ -240,8 +248,13 @@ def run(settings: GatewaySettings, ready_file: Path | None = None) -> int:
         print(
             f"DICOM: {settings.dicom.scp.host} port {gateway.port}, AE titles {titles}", flush=True
         )
+        if gateway.web_port is not None:
+            scheme = "http" if settings.web.tls is None else "https"
+            print(
+                f"DICOMweb: {scheme}://{settings.web.host}:{gateway.web_port}/dicom-web", flush=True
+            )
         if ready_file is not None:
-            _write_ready(ready_file, gateway.port)
+            _write_ready(ready_file, gateway.port, gateway.web_port)
         while not asked:
             time.sleep(0.2)
             dead = gateway.dead_threads()
@@ -288,12 +301,15 @@ def _connections(settings: GatewaySettings) -> int:
     receivers = settings.dicom.scp.max_associations
     jobs = 2 * settings.jobs.workers  # each with the thread that keeps its lease
     outboxes = len(settings.dicom.scu.destinations)
-    return receivers + jobs + outboxes + 4  # judge, caretaker, start and stop
+    web = settings.web.stow.max_requests + 8 if settings.web.enabled else 0
+    # judge, caretaker, start and stop, fetcher, catalogue
+    return receivers + jobs + outboxes + web + 6
 
 
-def _write_ready(path: Path, port: int) -> None:
+def _write_ready(path: Path, port: int, web_port: int | None) -> None:
     beside = path.with_name(f"{path.name}.part")
-    beside.write_text(json.dumps({"pid": os.getpid(), "port": port}) + "\n", encoding="ascii")
+    ready = {"pid": os.getpid(), "port": port} | ({"web_port": web_port} if web_port else {})
+    beside.write_text(json.dumps(ready) + "\n", encoding="ascii")
     beside.replace(path)
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from ipaddress import ip_address
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from dicom_gateway.config_base import UID, AETitle, IPAddress, Port, Section
+from dicom_gateway.config_errors import explain, keys_written_twice, where_yaml_breaks
+from dicom_gateway.config_routing import RoutingSettings, names_title
+from dicom_gateway.config_web import PacsPeer, WebSettings
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.records import Priority
 
@@ -24,37 +27,20 @@ LOG_STYLE = "TRITOME_LOG"
 """Environment variable: `console` for lines that people read, where stderr is no terminal."""
 
 
-def _ae_title(value: str) -> str:
-    # PS3.5 6.2: at most 16 characters of the default repertoire without backslash and
-    # control characters, leading and trailing spaces not significant, never all spaces.
-    if not re.fullmatch(r"[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?", value):
-        msg = "an AE title has 1 to 16 printable ASCII characters, no backslash, no outer spaces"
+def _certificate(value: str) -> str:
+    digest = value.removeprefix("sha256:").replace(":", "").lower()
+    if re.fullmatch(r"[0-9a-f]{64}", digest):
+        return digest
+    if not re.fullmatch(r"[^\s=,/]{1,253}", value):
+        msg = (
+            "name a certificate by its SHA-256 fingerprint (openssl x509 -fingerprint -sha256) or "
+            "by its common name or a DNS name in it, without spaces"
+        )
         raise ValueError(msg)
     return value
 
 
-def _ip_address(value: str) -> str:
-    try:
-        return str(ip_address(value))
-    except ValueError as error:
-        msg = "write an IP address such as 10.0.0.5, not a host name"
-        raise ValueError(msg) from error
-
-
-AETitle = Annotated[str, AfterValidator(_ae_title)]
-IPAddress = Annotated[str, AfterValidator(_ip_address)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-
-
-class Section(BaseModel):
-    """A part of gateway.yaml: frozen, kebab-case, nothing extra."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-        populate_by_name=True,
-    )
+CertificateName = Annotated[str, AfterValidator(_certificate)]
 
 
 class Source(Section):
@@ -63,15 +49,40 @@ class Source(Section):
     ae_title: AETitle
     host_ip: IPAddress | None = None
     """Only from this address, where given."""
+    certificates: tuple[CertificateName, ...] = ()
+    """Only by DICOM TLS and with one of these certificates, where given."""
+    port: Port | None = None
+    """Where it listens; storage commitment is reported there, at `host-ip`."""
+    tls: bool = False
+    """Its port speaks DICOM TLS."""
 
 
 class AcceptedTitle(Section):
     """One called AE title: which pipelines its studies go through, and where results go."""
 
     ae_title: AETitle
-    pipelines: tuple[str, ...] = Field(min_length=1)
+    pipelines: tuple[str, ...] = Field((), min_length=1)
+    """The short form of a rule that takes every series; left out where rules decide."""
     destinations: tuple[str, ...] = ()
     priority: Priority = Priority.NORMAL
+
+
+class ScpTls(Section):
+    """DICOM TLS on a port of its own, by the profile of BCP 195.
+
+    Source: PS3.15 B.12 (TLS 1.2 or newer, ciphers with forward secrecy).
+    """
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 2762
+    """The registered port (PS3.8 9.1.1); 0 lets the system choose (for tests)."""
+    certificate_file: Path
+    """PEM: ours first, then those between it and its root."""
+    key_file: Path
+    """PEM, without a passphrase; a file that only the gateway can read."""
+    client_ca_file: Path | None = None
+    """PEM: client certificates must be signed by one of these."""
+    client_certificates: Literal["optional", "required"] = "required"
+    """Where `client-ca-file` is given."""
 
 
 class ScpSettings(Section):
@@ -80,13 +91,48 @@ class ScpSettings(Section):
     host: str = "0.0.0.0"  # noqa: S104 - a PACS must reach it
     port: Annotated[int, Field(ge=0, le=65535)] = 11112
     """0 lets the system choose (for tests)."""
+    plain: bool = True
+    """False where only the TLS port shall be open."""
+    tls: ScpTls | None = None
     ae_titles: tuple[AcceptedTitle, ...] = Field(min_length=1)
     reject_unknown_sources: bool = True
     sources: tuple[Source, ...] = ()
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many receive on the port at the same time; one keeps about one core busy."""
+    max_pending_connections: Annotated[int, Field(ge=1)] = 64
+    """Connections of which it is not known yet what they want; the oldest gives way."""
+    max_pending_per_address: Annotated[int, Field(ge=1)] = 32
     max_associations: Annotated[int, Field(ge=1)] = 25
-    max_pdu_bytes: Annotated[int, Field(ge=4096)] = 131072
-    idle_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    max_associations_per_ae_title: Annotated[int, Field(ge=1)] | None = None
+    """Of one calling AE title; as many as there may be in all where not given."""
+    max_associations_per_address: Annotated[int, Field(ge=1)] | None = None
+    max_pdu_bytes: Annotated[int, Field(ge=4096, le=16 * 1024**2)] = 131072
     max_instance_bytes: Annotated[int, Field(ge=1024)] = 2 * 1024**3
+    handshake_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    """From the connection to the complete association request, TLS included."""
+    idle_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    private_sop_classes: Literal["all"] | tuple[UID, ...] = "all"
+    """Which private classes are stored beside the standard's."""
+    storage_commitment: bool = True
+
+    @model_validator(mode="after")
+    def _tls_fits_together(self) -> ScpSettings:
+        if not self.plain and self.tls is None:
+            msg = "plain is false and there is no tls section, so nothing would be listened on"
+            raise ValueError(msg)
+        if self.tls is None or self.tls.client_ca_file is None:
+            for source in self.sources:
+                if source.certificates:
+                    msg = (
+                        f"sources: '{source.ae_title}' is bound to certificates, which needs tls "
+                        "with a client-ca-file to check them by"
+                    )
+                    raise ValueError(msg)
+        for source in self.sources:
+            if source.port is not None and source.host_ip is None:
+                msg = f"sources: '{source.ae_title}' has a port but no host-ip to find it at"
+                raise ValueError(msg)
+        return self
 
 
 class Destination(Section):
@@ -125,6 +171,28 @@ class TritonSettings(Section):
     """Shared memory for volumes and masks, fully allocated at start."""
 
 
+class RetentionSettings(Section):
+    """What is removed by itself, and when. Nothing is, unless it says so here.
+
+    The days count from the last that happened to the whole study: an instance came, a job
+    ended, a result was delivered. While any job of a study has not ended, all of it stays.
+    """
+
+    delivered_after_days: Annotated[float, Field(gt=0)] | None = None
+    """Series whose results are all delivered, with their results and jobs."""
+    ignored_after_days: Annotated[float, Field(gt=0)] | None = None
+    """Series that no pipeline wanted."""
+    failed_after_days: Annotated[float, Field(gt=0)] | None = None
+    """Series with a job that failed or was cancelled, with what the job has made."""
+    conflicts_after_days: Annotated[float, Field(gt=0)] | None = None
+    """Instances that were set apart: other bytes under a SOP Instance UID in use."""
+
+    @property
+    def is_off(self) -> bool:
+        """True where everything is kept for good."""
+        return not any(self.model_dump().values())
+
+
 class StoreSettings(Section):
     """Where instances, results and the index are kept."""
 
@@ -132,7 +200,17 @@ class StoreSettings(Section):
     database_url: str | None = None
     """SQLAlchemy URL; SQLite in `folder` where not given."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 1 << 30
-    """Below this, C-STORE is answered with 0xA700."""
+    """Below this, C-STORE is answered with 0xA700: the rest is for results and the index."""
+    resume_free_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Once it was refused, so much must be free again; 10 % more where not given."""
+    retention: RetentionSettings = RetentionSettings()
+
+    @model_validator(mode="after")
+    def _marks_fit(self) -> StoreSettings:
+        if self.resume_free_bytes is not None and self.resume_free_bytes < self.min_free_bytes:
+            msg = "resume-free-bytes must not be less than min-free-bytes"
+            raise ValueError(msg)
+        return self
 
 
 class CompletenessSettings(Section):
@@ -144,6 +222,9 @@ class CompletenessSettings(Section):
     """Quiet time while the association is still open, positions without a gap."""
     give_up_s: Annotated[float, Field(gt=0)] = 30.0
     """Quiet time after which a series with evidence of missing slices is judged as it is."""
+    study_quiet_s: Annotated[float, Field(gt=0)] = 30.0
+    """Quiet time of a whole study after which its largest or thinnest series is chosen, where
+    nothing says how many series there are."""
 
 
 class JobSettings(Section):
@@ -157,6 +238,27 @@ class JobSettings(Section):
     """Child processes that decode pixels; 0 means one per core."""
 
 
+def _ways(value: object) -> object:
+    said = [value] if isinstance(value, str) else value
+    return [way for way in said if way != "refuse"] if isinstance(said, list) else said
+
+
+WaysWithIrregular = Annotated[tuple[Literal["resample", "split"], ...], BeforeValidator(_ways)]
+"""`refuse`, `resample`, `split`, or a list of the last two."""
+
+
+class AssemblySettings(Section):
+    """What may be done to a series that is not one regular volume."""
+
+    irregular: Mapping[str, WaysWithIrregular] = {}
+    """By pipeline. It can only narrow what the pipeline's own contract allows; where that
+    says nothing, this alone decides, and without an entry such a series is refused."""
+    max_gap_mm: Annotated[float, Field(gt=0)] = 10.0
+    """A wider gap between two slices is never filled by resampling."""
+    max_tilt_degrees: Annotated[float, Field(gt=0, le=45)] = 35.0
+    """A stack that leans by more isn't straightened."""
+
+
 class GatewaySettings(Section):
     """The whole of gateway.yaml."""
 
@@ -164,7 +266,11 @@ class GatewaySettings(Section):
     triton: TritonSettings = TritonSettings()
     store: StoreSettings = StoreSettings()
     completeness: CompletenessSettings = CompletenessSettings()
+    assembly: AssemblySettings = AssemblySettings()
     jobs: JobSettings = JobSettings()
+    routing: RoutingSettings = RoutingSettings()
+    web: WebSettings = WebSettings()
+    pacs: tuple[PacsPeer, ...] = ()
 
     @model_validator(mode="after")
     def _names_fit_together(self) -> GatewaySettings:
@@ -194,6 +300,61 @@ class GatewaySettings(Section):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _rules_lead_somewhere(self) -> GatewaySettings:
+        known = [destination.name for destination in self.dicom.scu.destinations]
+        titles = [title.ae_title for title in self.dicom.scp.ae_titles]
+        for number, rule in enumerate(self.routing.rules):
+            place = f"routing.rules.{number}"
+            for name in rule.destinations or ():
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, n=1)
+                    hint = f"; did you mean '{near[0]}'?" if near else ""
+                    msg = (
+                        f"{place}.destinations: '{name}' is not among dicom.scu.destinations{hint}"
+                    )
+                    raise ValueError(msg)
+            if not any(names_title(rule.called, title) for title in titles):
+                msg = (
+                    f"{place}.called: no AE title in dicom.scp.ae-titles is meant by "
+                    f"{', '.join(rule.called)}, so the rule would never be asked"
+                )
+                raise ValueError(msg)
+        for number, title in enumerate(self.dicom.scp.ae_titles):
+            rules = (
+                rule for rule in self.routing.rules if names_title(rule.called, title.ae_title)
+            )
+            if not title.pipelines and not any(rules):
+                msg = (
+                    f"dicom.scp.ae-titles.{number}: '{title.ae_title}' leads nowhere; list its "
+                    "pipelines, or write a rule for it under routing.rules"
+                )
+                raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _peers_fit(self) -> GatewaySettings:
+        titles = {title.ae_title for title in self.dicom.scp.ae_titles}
+        if len({peer.name for peer in self.pacs}) != len(self.pacs):
+            msg = "pacs: two peers have the same name"
+            raise ValueError(msg)
+        wanted = [(f"pacs '{peer.name}'", peer.called_ae_title) for peer in self.pacs]
+        for place, title in [*wanted, ("web", self.web.called_ae_title)]:
+            if title is not None and title not in titles:
+                msg = f"{place}: called-ae-title '{title}' is not among dicom.scp.ae-titles"
+                raise ValueError(msg)
+        sources = {source.ae_title for source in self.dicom.scp.sources}
+        for peer in self.pacs:
+            if not self.dicom.scp.reject_unknown_sources or peer.dimse is None:
+                continue
+            if peer.dimse.ae_title not in sources:
+                msg = (
+                    f"pacs '{peer.name}': what it sends on C-MOVE would be refused; list "
+                    f"'{peer.dimse.ae_title}' under dicom.scp.sources"
+                )
+                raise ValueError(msg)
+        return self
+
     @property
     def database_url(self) -> str:
         """SQLAlchemy URL of the index."""
@@ -207,72 +368,52 @@ def load_settings(path: Path) -> GatewaySettings:
     wherever it is started from.
 
     Raises:
-        ConfigurationError: with one line per mistake: file, place, what to write instead.
+        ConfigurationError: with one line per mistake: file, line, key, what to write instead.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.safe_load(text)
+        twice = "\n".join(f"{path}: {line}" for line in keys_written_twice(text))
     except OSError as error:
         hint = "; 'tritome init' writes one" if isinstance(error, FileNotFoundError) else ""
         msg = f"{path}: can't be read ({error.strerror}){hint}"
         raise ConfigurationError(msg) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        msg = f"{path}: no valid YAML: {_where_yaml_breaks(error)}"
+        msg = f"{path}: no valid YAML: {where_yaml_breaks(error)}"
         raise ConfigurationError(msg) from error
     if not isinstance(raw, dict):
         msg = f"{path}: holds no settings; 'tritome init' writes an example to begin with"
         raise ConfigurationError(msg)
+    if twice:
+        raise ConfigurationError(twice)
     try:
         settings = GatewaySettings.model_validate(raw)
     except ValidationError as error:
-        lines = "\n".join(f"{path}: {line}" for line in _explain(error))
+        lines = "\n".join(f"{path}: {line}" for line in explain(error, text, GatewaySettings))
         raise ConfigurationError(lines) from error
     if not settings.store.folder.is_absolute():
         folder = path.resolve().parent / settings.store.folder
         store = settings.store.model_copy(update={"folder": folder})
         settings = settings.model_copy(update={"store": store})
-    return settings
+    parent = path.resolve().parent
+    return settings.model_copy(
+        update={
+            "dicom": _files_beside(settings.dicom, parent),
+            "web": _files_beside(settings.web, parent),
+            "pacs": _files_beside(settings.pacs, parent),
+        }
+    )
 
 
-def _where_yaml_breaks(error: yaml.YAMLError | UnicodeDecodeError) -> str:
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return " ".join(str(error).split())
-    # What YAML was reading began earlier than where it noticed; the mistake is between them.
-    last = error.problem_mark.line + 1
-    first = last if error.context_mark is None else error.context_mark.line + 1
-    lines = f"line {last}" if first == last else f"lines {first} to {last}"
-    return f"{lines}: {error.problem or error.context}"
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    places = [problem["loc"] for problem in error.errors()]
-    for problem in error.errors():
-        loc = problem["loc"]
-        if problem["type"] == "too_short" and any(p[: len(loc)] == loc != p for p in places):
-            continue  # it only lacks the entry that the other line complains of
-        place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            key = str(problem["loc"][-1])
-            # Known elsewhere, not here: the nearest other one is meant.
-            others = sorted(_all_keys(GatewaySettings) - {key})
-            near = difflib.get_close_matches(key, others, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            yield f"{place}: unknown key{hint}"
-        elif problem["type"] == "too_short":
-            yield f"{place}: list at least one"
-        else:
-            said = problem["msg"].removeprefix("Value error, ")
-            yield f"{place}: {said}" if place else said
-
-
-def _all_keys(section: type[BaseModel]) -> set[str]:
-    keys: set[str] = set()
-    pending: list[Any] = [section]
-    while pending:
-        kind = pending.pop()
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            for name, info in kind.model_fields.items():
-                keys.add(info.alias or name)
-                pending.append(info.annotation)
-        else:
-            pending.extend(getattr(kind, "__args__", ()))
-    return keys
+def _files_beside(value: Any, parent: Path) -> Any:
+    """The same settings, relative paths in them made relative to `parent`."""
+    if isinstance(value, Path):
+        return parent / value
+    if isinstance(value, tuple):
+        return tuple(_files_beside(one, parent) for one in value)
+    if isinstance(value, Section):
+        fields = type(value).model_fields
+        return value.model_copy(
+            update={name: _files_beside(getattr(value, name), parent) for name in fields}
+        )
+    return value

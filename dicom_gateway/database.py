@@ -74,6 +74,7 @@ series = sa.Table(
     # Instance UID are the corrected ones.
     sa.Column("renewable", sa.Boolean, nullable=False, default=False),
     sa.Index("ix_series_state", "state"),
+    sa.Index("ix_series_study", "study_instance_uid"),
 )
 
 # Which associations are open just now, and what they have brought. None after a start.
@@ -83,6 +84,41 @@ open_associations = sa.Table(
     sa.Column("association_id", sa.String(32), primary_key=True),
     sa.Column("series_instance_uid", sa.String(64), primary_key=True),
     sa.Column("called_ae_title", sa.String(16), primary_key=True),
+)
+
+# How many there should be, as a PACS states it: instances of a series or study, series of a
+# study. May be written before the first of them has come.
+stated_counts = sa.Table(
+    "stated_counts",
+    metadata,
+    sa.Column("uid", sa.String(64), primary_key=True),  # of a series or a study
+    sa.Column("called_ae_title", sa.String(16), primary_key=True),
+    sa.Column("what", sa.String(16), primary_key=True),  # instances or series
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("stated_at_s", sa.Double, nullable=False),
+)
+
+# Series and studies that a person has declared complete; until they are decided.
+completed_by_hand = sa.Table(
+    "completed_by_hand",
+    metadata,
+    sa.Column("uid", sa.String(64), primary_key=True),  # of a series or a study
+    sa.Column("called_ae_title", sa.String(16), primary_key=True),
+    sa.Column("at_s", sa.Double, nullable=False),
+)
+
+# What was decided about a series, when, and why: `tritome series show`.
+series_decisions = sa.Table(
+    "series_decisions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("series_instance_uid", sa.String(64), nullable=False),
+    sa.Column("called_ae_title", sa.String(16), nullable=False),
+    sa.Column("at_s", sa.Double, nullable=False),
+    sa.Column("ruling", sa.String(16), nullable=False),  # Ruling of records.py
+    sa.Column("reasons", sa.Text, nullable=False),
+    sa.Index("ix_series_decisions_series", "series_instance_uid"),
 )
 
 jobs = sa.Table(
@@ -109,7 +145,16 @@ jobs = sa.Table(
     sa.Column("finished_at_s", sa.Double),
     sa.Column("failure_code", sa.String(64)),
     sa.Column("failure_reason", sa.Text),
+    # What a newer job of the same pipeline takes over: a series, or a rule's choice in a study.
+    sa.Column("subject", sa.String(160), nullable=False),
+    sa.Column("rule", sa.String(64), nullable=False, default=""),
+    sa.Column("roles", sa.JSON, nullable=False, default=dict),  # role -> Series Instance UID
+    sa.Column("superseded_by", sa.String(32)),  # the job that has taken its place
     sa.Index("ix_jobs_claim", "state", "priority", "created_at_s"),
+    sa.Index("ix_jobs_series", "series_instance_uid"),
+    sa.Index("ix_jobs_study", "study_instance_uid"),
+    sa.Index("ix_jobs_subject", "subject"),
+    sa.Index("ix_jobs_superseded_by", "superseded_by"),
 )
 
 # The exact instances a job was made from: a late one makes a new job.
@@ -118,6 +163,7 @@ job_instances = sa.Table(
     metadata,
     sa.Column("job_id", sa.ForeignKey("jobs.job_id"), primary_key=True),
     sa.Column("instance_id", sa.ForeignKey("instances.id"), primary_key=True),
+    sa.Index("ix_job_instances_instance", "instance_id"),
 )
 
 job_events = sa.Table(
@@ -159,6 +205,77 @@ deliveries = sa.Table(
     sa.Column("last_error", sa.Text),
     sa.UniqueConstraint("sop_instance_uid", "destination"),
     sa.Index("ix_deliveries_due", "destination", "state", "not_before_s"),
+)
+
+
+# What the headers of instances and results say that QIDO-RS asks for; written again from the
+# files where it is missing.
+catalogue = sa.Table(
+    "catalogue",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("instance_id", sa.ForeignKey("instances.id", ondelete="CASCADE"), unique=True),
+    sa.Column(
+        "result_uid", sa.ForeignKey("results.sop_instance_uid", ondelete="CASCADE"), unique=True
+    ),
+    sa.Column("study_instance_uid", sa.String(64), nullable=False),
+    sa.Column("series_instance_uid", sa.String(64), nullable=False),
+    sa.Column("sop_instance_uid", sa.String(64), nullable=False),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False),
+    sa.Column("modality", sa.String(16), nullable=False),
+    sa.Column("patient_name", sa.Text, nullable=False),  # in small letters
+    sa.Column("patient_id", sa.Text, nullable=False),
+    sa.Column("patient_birth_date", sa.Text, nullable=False),
+    sa.Column("referring_physician_name", sa.Text, nullable=False),  # in small letters
+    sa.Column("accession_number", sa.Text, nullable=False),
+    sa.Column("study_id", sa.Text, nullable=False),
+    sa.Column("study_date", sa.Text, nullable=False),
+    sa.Column("study_time", sa.Text, nullable=False),
+    sa.Column("study_description", sa.Text, nullable=False),
+    sa.Column("series_description", sa.Text, nullable=False),
+    sa.Column("series_number", sa.BigInteger),
+    sa.Column("instance_number", sa.BigInteger),
+    sa.Column("attributes", sa.JSON, nullable=False),  # DICOM JSON (PS3.18 F)
+    sa.Index("ix_catalogue_study", "study_instance_uid"),
+    sa.Index("ix_catalogue_series", "series_instance_uid"),
+    sa.Index("ix_catalogue_sop", "sop_instance_uid"),
+    sa.Index("ix_catalogue_patient", "patient_id"),
+    sa.Index("ix_catalogue_accession", "accession_number"),
+)
+
+# What `tritome fetch` asks the running gateway to fetch from a PACS, and how far it is.
+fetches = sa.Table(
+    "fetches",
+    metadata,
+    sa.Column("fetch_id", sa.String(32), primary_key=True),
+    sa.Column("peer", sa.String(64), nullable=False),
+    sa.Column("called_ae_title", sa.String(16), nullable=False),
+    sa.Column("keys", sa.JSON, nullable=False),  # keyword -> value; forgotten when it has ended
+    sa.Column("series", sa.JSON, nullable=False),  # only these Series Instance UIDs, if any
+    sa.Column("state", sa.String(16), nullable=False),  # FetchState of records.py
+    sa.Column("expected", sa.Integer),  # None until the PACS has said
+    sa.Column("kept", sa.Integer, nullable=False, default=0),
+    sa.Column("failed", sa.Integer, nullable=False, default=0),
+    sa.Column("note", sa.Text, nullable=False, default=""),
+    sa.Column("created_at_s", sa.Double, nullable=False),
+    sa.Column("finished_at_s", sa.Double),
+    sa.Index("ix_fetches_state", "state", "created_at_s"),
+)
+
+# Storage commitments that were asked for and not yet reported.
+storage_commitments = sa.Table(
+    "storage_commitments",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("transaction_uid", sa.String(64), nullable=False),
+    sa.Column("called_ae_title", sa.String(16), nullable=False),
+    sa.Column("calling_ae_title", sa.String(16), nullable=False),
+    sa.Column("association_id", sa.String(32), nullable=False),
+    sa.Column("instances", sa.Text, nullable=False),  # JSON: [SOP class UID, instance UID], ...
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("requested_at_s", sa.Double, nullable=False),
+    sa.Column("not_before_s", sa.Double),  # null while its own association may report it
+    sa.Index("ix_storage_commitments_due", "not_before_s"),
 )
 
 
@@ -266,6 +383,21 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
         connection.execution_options(**{_READS_ONLY: True})  # of this look, not of the engine
         with connection.begin():
             yield connection
+
+
+def is_full(error: DatabaseUnavailable) -> bool:
+    """True where the index can't grow because its disk is full; nothing was committed then.
+
+    SQLite says SQLITE_FULL (13), or that it can't enlarge the file it shares between
+    processes; PostgreSQL says `disk_full`. Both have rolled back when they say so.
+    """
+    cause = getattr(error.__cause__, "orig", None)
+    code = getattr(cause, "sqlite_errorcode", None)
+    return code in _SQLITE_IS_FULL or getattr(cause, "sqlstate", None) == "53100"
+
+
+_SQLITE_IS_FULL = frozenset((13, 10 | 19 << 8, 10 | 18 << 8))
+"""SQLITE_FULL, SQLITE_IOERR_SHMSIZE, SQLITE_IOERR_SHMOPEN."""
 
 
 @contextmanager

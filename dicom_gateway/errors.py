@@ -3,12 +3,14 @@
     GatewayError
     ├── Refused      the sender's fault; carries the DICOM status it is answered with
     │   ├── NotADataSet, BadIdentifier, IdentifierMismatch
+    │   ├── BadRequest, RequestTooLarge, UnsupportedMedia   (of HTTP, where there is no status)
     │   └── OutOfResources   (0xA700: the sender should try again later)
     ├── Retryable    nobody's fault; the same job will be tried again
     │   ├── TritonUnavailable
     │   │   └── RequestLost
     │   ├── ArenaFull
     │   ├── DatabaseUnavailable
+    │   ├── PeerUnavailable
     │   └── DestinationUnavailable
     └── Permanent    trying again gives the same; a person must look
         ├── ConfigurationError
@@ -20,6 +22,7 @@
         ├── EncodingFailed
         ├── GaveUp
         ├── LeaseLost
+        ├── PeerRefused
         └── DestinationRefused
 
 Each carries a `code` (stable, snake_case, for machines) and a sentence that says what to
@@ -79,6 +82,24 @@ class OutOfResources(Refused):
     status = 0xA700
 
 
+class BadRequest(Refused):
+    """An HTTP request that can't be understood."""
+
+    code = "bad_request"
+
+
+class RequestTooLarge(Refused):
+    """An HTTP request beyond the limits of the settings."""
+
+    code = "request_too_large"
+
+
+class UnsupportedMedia(Refused):
+    """An HTTP request in a media type that isn't taken here."""
+
+    code = "unsupported_media"
+
+
 class Retryable(GatewayError):
     """A passing state of the world; the job waits and is tried again."""
 
@@ -108,6 +129,12 @@ class DatabaseUnavailable(Retryable):
     """The index does not answer or is locked."""
 
     code = "database_unavailable"
+
+
+class PeerUnavailable(Retryable):
+    """A PACS to fetch from can't be reached or is busy."""
+
+    code = "peer_unavailable"
 
 
 class DestinationUnavailable(Retryable):
@@ -179,6 +206,12 @@ class LeaseLost(Permanent):
     """Another worker has taken the job over; whatever this one made is dropped."""
 
     code = "lease_lost"
+
+
+class PeerRefused(Permanent):
+    """A PACS to fetch from refuses what is asked, or answers what nobody can read."""
+
+    code = "peer_refused"
 
 
 class DestinationRefused(Permanent):

@@ -6,6 +6,7 @@ Imports nothing of ours. A record is changed by making a new one
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,17 +23,20 @@ class Arrival:
 
     Attributes:
         encoded_dataset: The data set as received, undecoded, in `transfer_syntax_uid`
-            (PS3.8 P-DATA), without the file meta information.
+            (PS3.8 P-DATA), without the file meta information. A large one that came over
+            HTTP is a file mapped into memory, which is gone when `keep` has returned.
         association_id: Opaque, unique for each association.
+        study_instance_uid: Of the study it was announced to belong to, where it was.
     """
 
-    encoded_dataset: bytes
+    encoded_dataset: bytes | mmap.mmap
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
     calling_ae_title: str
     called_ae_title: str
     association_id: str
+    study_instance_uid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,70 @@ class Instance:
     sha256: str
     size_bytes: int
     conflicts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An object that came over HTTP and was not kept.
+
+    Attributes:
+        sop_class_uid: None where it isn't even known what it was; so for the next.
+        status: As a C-STORE response has it (PS3.4 B.2.3).
+        code: Stable, snake_case, for machines.
+        reason: For people.
+    """
+
+    sop_class_uid: str | None
+    sop_instance_uid: str | None
+    status: int
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reception:
+    """What became of the parts of one multipart body."""
+
+    kept: tuple[Instance, ...]
+    refused: tuple[Refusal, ...]
+
+
+class FetchState(StrEnum):
+    """What a fetch from a PACS is doing; every one ends in one of the last three."""
+
+    WAITING = "waiting"
+    """The gateway hasn't begun with it."""
+    RUNNING = "running"
+    DONE = "done"
+    """Everything that the PACS said it has is kept."""
+    FAILED = "failed"
+    """Something is missing; the note says what and why."""
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """A wish to have something from a PACS, and how far it is.
+
+    Attributes:
+        peer: Its name in `pacs` of gateway.yaml.
+        called_ae_title: Which AE title of ours it goes to.
+        keys: What to look for: keyword -> value. Forgotten when it has ended.
+        series: Only these Series Instance UIDs; all where there are none.
+        expected: Instances, once the PACS has said how many.
+        note: In words for a person, without a patient attribute.
+    """
+
+    fetch_id: str
+    peer: str
+    called_ae_title: str
+    keys: Mapping[str, str]
+    series: tuple[str, ...]
+    state: FetchState
+    expected: int | None
+    kept: int
+    failed: int
+    note: str
 
 
 class SeriesState(StrEnum):
@@ -103,6 +171,25 @@ class ArenaSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class Resampling:
+    """How a regular volume was made from source frames that are no regular volume.
+
+    Attributes:
+        method: In words, with its numbers, for the job's story.
+        source_shape_kji: (S, J, I) of the source frames.
+        source_affine_lps: float64 [4, 4] of the source frames: columns 0 and 1 and the first
+            position are exact, column 2 is only the mean step.
+        offsets_kji: float64 [S, 3]: where in the volume's grid, in voxels (k, j, i), the
+            first voxel of each source frame lies.
+    """
+
+    method: str
+    source_shape_kji: tuple[int, int, int]
+    source_affine_lps: NDArray[np.float64]
+    offsets_kji: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """A regular 3-D volume lying in the arena, ready for Triton.
 
@@ -114,8 +201,12 @@ class Volume:
         rescale: float64 [K, 2]: slope and intercept per slice. The shift of unsigned
             16-bit data (-32768) is folded into the intercept.
         affine_lps: float64 [4, 4]: (i, j, k, 1) -> LPS millimetres.
-        slices: K entries in the order of k.
-        headers: One file per slice, in the order of k, for the attributes of the result.
+        slices: The source frames, sorted along the normal: K entries in the order of k, or,
+            where `resampling` is set, S entries that lie on a grid of their own.
+        headers: One file per entry of `slices`, for the attributes of the result.
+        name: Which volume of its series it is, in words for a person; "" where that has one.
+        resampling: None where the slices are the source frames themselves.
+        notes: What was done to it that a person should know.
     """
 
     image: ArenaSpan
@@ -126,10 +217,41 @@ class Volume:
     slices: tuple[Slice, ...]
     headers: tuple[Path, ...]
     series: Series
+    name: str = ""
+    resampling: Resampling | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Ruling(StrEnum):
+    """What was decided about a series, line by line: `tritome series show` prints them."""
+
+    WAITS = "waits"
+    """For more of it, for the rest of its study, or for Triton; the reasons say which."""
+    COMPLETE = "complete"
+    """Decided; its jobs exist."""
+    IGNORED = "ignored"
+    """Decided; no pipeline wants it."""
+    BY_HAND = "by_hand"
+    """A person has declared it complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One line of a series' story.
+
+    Attributes:
+        reasons: In words, what counts most first.
+    """
+
+    series_instance_uid: str
+    called_ae_title: str
+    at_s: float
+    ruling: Ruling
+    reasons: str
 
 
 class JobState(StrEnum):
-    """What a job is doing; every job ends in one of the last three."""
+    """What a job is doing; every job ends in one of the last four."""
 
     WAITING = "waiting"
     """May be claimed once `not_before` has passed."""
@@ -143,6 +265,8 @@ class JobState(StrEnum):
     """In the list that a person sees; `tritome jobs retry` starts it again."""
     CANCELLED = "cancelled"
     """Ended by a person."""
+    SUPERSEDED = "superseded"
+    """A newer job has taken its place before all of its results were delivered."""
 
 
 class Priority(StrEnum):
@@ -156,12 +280,16 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One series (or, later, several) for one pipeline.
+    """One series, or one for each of several roles, for one pipeline.
 
     Attributes:
         job_id: UUID hex. The seed of its results' UIDs.
+        series_instance_uid: Where there are roles, that of the first of them.
         fence: Grows with each claim; a write under an older fence is refused.
         destinations: Names from the configuration's `scu.destinations`.
+        rule: Of gateway.yaml, which asked for it.
+        roles: Role -> Series Instance UID; empty where the pipeline has one input.
+        superseded_by: The job that has taken its place; a delivered job stays delivered.
     """
 
     job_id: str
@@ -182,6 +310,9 @@ class Job:
     finished_at_s: float | None = None
     failure_code: str | None = None
     failure_reason: str | None = None
+    rule: str = ""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    superseded_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +337,15 @@ class Result:
     """Name of the ensemble's output it was made from, such as MASK."""
     path: Path
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacedResult:
+    """A DICOM object of an earlier job whose place a newer one takes."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    output: str
 
 
 class DeliveryState(StrEnum):
@@ -278,6 +418,9 @@ class Contract:
     intended_use: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)
     """Origin of the weights: sha256, licence, source."""
+    irregular: tuple[Literal["resample", "split"], ...] | None = None
+    """What may be done to a series that is not one regular volume; () refuses it, None says
+    nothing, so that the site decides."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,9 @@ from clients.errors import ClientError
 from dicom_gateway.config import load_settings
 from dicom_gateway.database import now_s, open_database, transaction
 from dicom_gateway.jobs.desk import JobDesk
-from dicom_gateway.records import Delivery, Job, JobEvent, JobState, Result
-from dicom_gateway.store.series_index import SeriesIndex
+from dicom_gateway.jobs.supersession import WITHDRAWN
+from dicom_gateway.records import Decision, Delivery, Job, JobEvent, JobState, Result
+from dicom_gateway.store import Docket, SeriesIndex
 
 COLOURS = {
     JobState.WAITING: "yellow",
@@ -33,6 +34,7 @@ COLOURS = {
     JobState.DELIVERED: "green",
     JobState.FAILED: "red",
     JobState.CANCELLED: "bright_black",
+    JobState.SUPERSEDED: "bright_black",
 }
 _SHORT = 8
 _ALL = 1 << 31
@@ -44,6 +46,7 @@ class Index:
     Attributes:
         desk: Jobs, their stories and results.
         series: Series, with a job or without.
+        docket: What was decided about them.
     """
 
     def __init__(self, config: Path) -> None:
@@ -56,6 +59,7 @@ class Index:
         self._engine = open_database(settings.database_url)
         self.desk = JobDesk(self._engine, settings.store.folder)
         self.series = SeriesIndex(self._engine, settings.store.folder)
+        self.docket = Docket(self._engine)
 
     def close(self) -> None:
         """Lets go of the database."""
@@ -91,7 +95,7 @@ def overview(index: Index, states: Sequence[JobState] = (), limit: int = 50) -> 
     jobs = index.desk.list_jobs(states, limit)
     parts: list[RenderableType] = []
     if jobs:
-        table = _table("Job", "State", "Pipeline", "To", "Age", "Took", "Tries", "Reason")
+        table = plain_table("Job", "State", "Pipeline", "To", "Age", "Took", "Tries", "Reason")
         for job in jobs:
             table.add_row(
                 job.job_id[:_SHORT],
@@ -107,7 +111,7 @@ def overview(index: Index, states: Sequence[JobState] = (), limit: int = 50) -> 
     else:
         parts.append(Text("No jobs." if not states else "No jobs in these states."))
     if not states and (open_series := index.series.open_series()):
-        table = _table("Series not decided yet", "Instances", "To", "Quiet for")
+        table = plain_table("Series not decided yet", "Instances", "To", "Quiet for")
         for one in open_series[:limit]:
             table.add_row(
                 one.series_instance_uid,
@@ -117,7 +121,7 @@ def overview(index: Index, states: Sequence[JobState] = (), limit: int = 50) -> 
             )
         parts.append(table)
     if not states and (ignored := index.series.ignored_series()):
-        table = _table("Series without a job", "Instances", "Modality", "To", "Age", "Reason")
+        table = plain_table("Series without a job", "Instances", "Modality", "To", "Age", "Reason")
         for other in ignored[:limit]:
             table.add_row(
                 other.series_instance_uid,
@@ -132,9 +136,13 @@ def overview(index: Index, states: Sequence[JobState] = (), limit: int = 50) -> 
 
 
 def story(
-    job: Job, events: Sequence[JobEvent], results: Sequence[Result], deliveries: Sequence[Delivery]
+    job: Job,
+    events: Sequence[JobEvent],
+    results: Sequence[Result],
+    deliveries: Sequence[Delivery],
+    decisions: Sequence[Decision] = (),
 ) -> RenderableType:
-    """Everything about one job."""
+    """Everything about one job, and what was decided about its series."""
     head = Table.grid(padding=(0, 2))
     facts = [
         ("Job", Text(job.job_id, "bold")),
@@ -145,11 +153,16 @@ def story(
         ("Series", Text(job.series_instance_uid)),
         ("Priority", Text(job.priority.value)),
     ]
+    if job.rule:
+        facts.append(("Rule", Text(job.rule)))
+    facts += [(f"Role {role}", Text(uid)) for role, uid in job.roles.items()]
+    if job.superseded_by:
+        facts.append(("Superseded by", Text(job.superseded_by)))
     if job.failure_code:
         facts.append(("Reason", Text(_reason(job), "red" if job.state == JobState.FAILED else "")))
     for name, value in facts:
         head.add_row(Text(name, "dim"), value)
-    lines = _table("At", "After", "Stage", "Took", "What happened")
+    lines = plain_table("At", "After", "Stage", "Took", "What happened")
     for event in events:
         lines.add_row(
             f"{datetime.fromtimestamp(event.at_s):%Y-%m-%d %H:%M:%S}",
@@ -160,7 +173,7 @@ def story(
         )
     parts: list[RenderableType] = [head, lines]
     if results:
-        made = _table("Result", "Output", "Size", "Destination", "State", "Last error")
+        made = plain_table("Result", "Output", "Size", "Destination", "State", "Last error")
         for result in results:
             sent = [d for d in deliveries if d.result.sop_instance_uid == result.sop_instance_uid]
             size = f"{result.size_bytes / 1e6:.2f} MB"
@@ -176,6 +189,16 @@ def story(
                     one.last_error or "",
                 )
         parts.append(made)
+    if decisions:
+        judged = plain_table("At", "Series", "Decision", "Reasons")
+        for decision in decisions:
+            judged.add_row(
+                f"{datetime.fromtimestamp(decision.at_s):%Y-%m-%d %H:%M:%S}",
+                decision.series_instance_uid,
+                decision.ruling.value.replace("_", " "),
+                decision.reasons,
+            )
+        parts.append(judged)
     return Group(*parts)
 
 
@@ -192,11 +215,26 @@ def show(config: Path, job_id: str) -> None:
         desk = index.desk
         out.print(
             story(
-                job, desk.events(job.job_id), desk.results(job.job_id), desk.deliveries(job.job_id)
+                job,
+                desk.events(job.job_id),
+                desk.results(job.job_id),
+                desk.deliveries(job.job_id),
+                decisions_of(index, job),
             )
         )
 
     with_index(config, print_story)
+
+
+def decisions_of(index: Index, job: Job) -> list[Decision]:
+    """What was decided about the series of a job, for its called AE title."""
+    uids = dict.fromkeys((job.series_instance_uid, *job.roles.values()))
+    return [
+        one
+        for uid in uids
+        for one in index.docket.decisions(uid)
+        if one.called_ae_title == job.called_ae_title
+    ]
 
 
 def watch(config: Path, every_s: float) -> None:
@@ -224,6 +262,18 @@ def retry(config: Path, job_id: str) -> None:
                 f"job {job.job_id[:_SHORT]} is {job.state}; "
                 "only a failed or cancelled one starts again"
             )
+            if job.superseded_by == WITHDRAWN:
+                msg = f"no rule asks for job {job.job_id[:_SHORT]} any more: its series changed"
+            elif job.superseded_by:
+                msg = (
+                    f"job {job.superseded_by[:_SHORT]} has taken the place of job "
+                    f"{job.job_id[:_SHORT]}; start that one again, where it needs it"
+                )
+            elif job.failure_code == "incomplete_roles":
+                msg = (
+                    f"job {job.job_id[:_SHORT]} lacks a series; send that, and a new job begins "
+                    "by itself"
+                )
             raise ClientError(msg)
         out.print(f"Job {job.job_id[:_SHORT]} is started again.")
 
@@ -264,12 +314,17 @@ def span(seconds: float) -> str:
 
 
 def _reason(job: Job) -> str:
+    if job.superseded_by == WITHDRAWN:
+        return "superseded: no rule asks for it any more"
+    if job.superseded_by:
+        return f"superseded by job {job.superseded_by[:_SHORT]}"
     if not job.failure_code:
         return ""
     return f"{job.failure_code}: {job.failure_reason or ''}"
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """A table without lines; long cells are folded."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")

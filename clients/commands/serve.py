@@ -171,19 +171,24 @@ def _require_able(
         raise ClientError(msg)
     scp = settings.dicom.scp
     served = sorted(path.parent.name for path in model_repository.glob("*/config.pbtxt"))
-    for title in scp.ae_titles:
-        for name in title.pipelines:
+    wanted = [(title.ae_title, title.pipelines) for title in scp.ae_titles]
+    wanted += [(f"rule {rule.name}", rule.pipelines) for rule in settings.routing.rules]
+    for who, names in wanted:
+        for name in names:
             if name not in served:
                 near = difflib.get_close_matches(name, served, n=1)
                 hint = f"did you mean '{near[0]}'? If not, " if near else ""
                 msg = (
-                    f"gateway.yaml leads {title.ae_title} to the pipeline '{name}', which is not "
+                    f"gateway.yaml leads {who} to the pipeline '{name}', which is not "
                     f"in {model_repository}, so its studies would wait forever; {hint}build it "
                     "with 'tritome build'"
                 )
                 raise ClientError(msg)
+    doors = [(scp.host, scp.port, "dicom.scp.port in gateway.yaml")] if scp.plain else []
+    if scp.tls is not None:
+        doors.append((scp.host, scp.tls.port, "dicom.scp.tls.port in gateway.yaml"))
     for host, port, where in (
-        (scp.host, scp.port, "dicom.scp.port in gateway.yaml"),
+        *doors,
         (_LOOPBACK, grpc_port_of(settings), "triton.url in gateway.yaml"),
         (_LOOPBACK, http_port, "--http-port"),
         (_LOOPBACK, metrics_port, "--metrics-port"),

@@ -39,7 +39,7 @@ from dicom_gateway.records import Job, JobEvent, JobState
 SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
 _OURS = ("overlay*.png", "report*.json", "log.txt", "*.dcm", "*.part", "study/ct-*.dcm")
 """What an earlier demo left in the output folder; nothing else there is touched."""
-_ENDED = (JobState.DELIVERED, JobState.FAILED, JobState.CANCELLED)
+_ENDED = (JobState.DELIVERED, JobState.FAILED, JobState.CANCELLED, JobState.SUPERSEDED)
 _TOTAL = "all together"
 _STAGES = {
     "assembled": "  assemble the volume",

@@ -21,7 +21,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_gateway.assemble.pixels import PixelTask, read_pixels
+from dicom_gateway.assemble.pixels import PixelReader, PixelTask
 from dicom_gateway.errors import BrokenPixelData, UnusableSeries
 
 
@@ -30,18 +30,19 @@ def main(descriptor: int, headroom_bytes: int, alarm_s: float) -> None:
     _limit_memory(headroom_bytes)
     # No handler: only the default action, death, works while a codec holds the interpreter.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    reader = PixelReader()
     with socket.socket(fileno=descriptor) as peer, peer.makefile("rb") as lines:
         peer.sendall(b"{}\n")  # hello: the imports are done
         for line in lines:
             signal.setitimer(signal.ITIMER_REAL, alarm_s)
-            answer = _answer(line)
+            answer = _answer(reader, line)
             signal.setitimer(signal.ITIMER_REAL, 0)
             peer.sendall(json.dumps(answer).encode() + b"\n")
 
 
-def _answer(line: bytes) -> dict[str, str]:
+def _answer(reader: PixelReader, line: bytes) -> dict[str, str]:
     try:
-        _decode(**json.loads(line))
+        _decode(reader, **json.loads(line))
     except UnusableSeries as error:
         return {"kind": "unusable", "code": error.code, "message": str(error)}
     except BrokenPixelData as error:
@@ -56,20 +57,19 @@ def _answer(line: bytes) -> dict[str, str]:
     return {}
 
 
-def _decode(arena: str, offset_bytes: int, task: dict[str, str | int]) -> None:
+def _decode(reader: PixelReader, arena: str, offset_bytes: int, task: dict[str, str | int]) -> None:
     """Maps only the piece of the arena that this frame goes to, and fills it."""
     work = PixelTask(**task)  # type: ignore[arg-type]
     start = offset_bytes - offset_bytes % mmap.ALLOCATIONGRANULARITY
-    length = 2 * work.rows * work.columns
     fd = os.open(arena, os.O_RDWR | os.O_CLOEXEC)
     try:
-        piece = mmap.mmap(fd, offset_bytes - start + length, offset=start)
+        piece = mmap.mmap(fd, offset_bytes - start + work.size_bytes, offset=start)
     finally:
         os.close(fd)
-    out: NDArray[np.int16] = np.ndarray(
-        (work.rows, work.columns), np.int16, buffer=piece, offset=offset_bytes - start
+    out: NDArray[np.int16] | NDArray[np.float32] = np.ndarray(
+        (work.rows, work.columns), work.dtype, buffer=piece, offset=offset_bytes - start
     )
-    read_pixels(work, out)
+    reader.read(work, out)
 
 
 def _limit_memory(headroom_bytes: int) -> None:

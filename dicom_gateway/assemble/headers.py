@@ -7,41 +7,30 @@ have empty, missing and malformed elements.
 
 from __future__ import annotations
 
-import math
-import struct
-import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pydicom
 import pydicom.config
 from pydicom.dataset import Dataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
 
+from dicom_gateway.assemble import counts, traits
+from dicom_gateway.assemble.counts import Counts
+from dicom_gateway.assemble.elements import (
+    UNREADABLE,
+    integer,
+    numbers,
+    rescale_of,
+    text,
+    values_of,
+)
+from dicom_gateway.assemble.traits import Traits
 from dicom_gateway.errors import UnusableSeries
 
 # pydicom's validation answers with warnings that quote the value, and a value may be a
 # patient's name. We check what we use ourselves.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-
-UNREADABLE = (
-    InvalidDicomError,
-    BytesLengthException,
-    ArithmeticError,  # among them OverflowError and decimal's
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,  # among them IndexError, KeyError, an unknown encoding
-    OSError,
-    RuntimeError,  # among them NotImplementedError and RecursionError
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-"""What pydicom raises on data sets that are none, and on values that are none."""
 
 _KEYWORDS = [
     "SOPClassUID",
@@ -65,7 +54,17 @@ _KEYWORDS = [
     "RescaleSlope",
     "RescaleIntercept",
     "ModalityLUTSequence",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PresentationLUTShape",
+    "ImagerPixelSpacing",
+    "ViewPosition",
+    *counts.KEYWORDS,
+    *traits.KEYWORDS,
 ]
+
+_FLOATING = {0x7FE00008: 32, 0x7FE00009: 64}
+"""Float Pixel Data and Double Float Pixel Data, and the bits of their pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +77,13 @@ class Header:
             of rising row index; unit vectors in LPS.
         pixel_spacing_mm: Between rows, between columns (PS3.3 10.7.1.3).
         rescale: Slope, intercept; (1, 0) where absent.
+        float_bits: 32 or 64 where the pixels are floating point numbers, else 0.
+        padding: Lowest and highest stored value that stand for "no pixel here".
+        is_inverted: The smallest value is to be shown white (MONOCHROME1, or by the
+            Presentation LUT Shape).
+        imager_pixel_spacing_mm: Of projections, on the detector.
+        traits: What tells its volume from others in the same series (`traits.py`).
+        counts: How many there should be, as it states (`counts.py`).
     """
 
     path: Path
@@ -101,6 +107,13 @@ class Header:
     signed: bool
     rescale: tuple[float, float] | None
     has_modality_lut: bool
+    float_bits: int = 0
+    padding: tuple[int, int] | None = None
+    is_inverted: bool = False
+    imager_pixel_spacing_mm: tuple[float, ...] | None = None
+    view_position: str = ""
+    traits: Traits = ()
+    counts: Counts = field(default_factory=Counts)
 
     @property
     def is_localizer(self) -> bool:
@@ -118,8 +131,10 @@ def read_header(path: Path) -> Header:
         UnusableSeries: (unsupported_object) when the file is no DICOM file (any more).
     """
     try:
-        ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
-        return _header(path, ds)
+        with path.open("rb") as file:
+            ds = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
+            next_tag = file.read(4)  # where the pixels begin, whatever kind they are
+        return _header(path, ds, _FLOATING.get(_tag(next_tag, ds), 0))
     except UNREADABLE as error:
         msg = (
             f"an instance of this series can't be read ({type(error).__name__}); "
@@ -128,73 +143,63 @@ def read_header(path: Path) -> Header:
         raise UnusableSeries(msg, code="unsupported_object") from error
 
 
-def _header(path: Path, ds: Dataset) -> Header:
-    bits_allocated = _integer(ds, "BitsAllocated") or 0
-    bits_stored = _integer(ds, "BitsStored") or bits_allocated
-    high_bit = _integer(ds, "HighBit")
+def _header(path: Path, ds: Dataset, float_bits: int) -> Header:
+    bits_allocated = integer(ds, "BitsAllocated") or 0
+    bits_stored = integer(ds, "BitsStored") or bits_allocated
+    high_bit = integer(ds, "HighBit")
+    signed = integer(ds, "PixelRepresentation") == 1
     return Header(
         path=path,
-        sop_class_uid=_text(ds, "SOPClassUID"),
-        sop_instance_uid=_text(ds, "SOPInstanceUID"),
+        sop_class_uid=text(ds, "SOPClassUID"),
+        sop_instance_uid=text(ds, "SOPInstanceUID"),
         transfer_syntax_uid=str(ds.file_meta.get("TransferSyntaxUID", "")),
-        frame_of_reference_uid=_text(ds, "FrameOfReferenceUID") or None,
-        image_type=tuple(str(value) for value in _values(ds, "ImageType")),
-        instance_number=_integer(ds, "InstanceNumber") or 0,
-        number_of_frames=_integer(ds, "NumberOfFrames") or 1,
-        position_lps_mm=_numbers(ds, "ImagePositionPatient", 3),
-        orientation=_numbers(ds, "ImageOrientationPatient", 6),
-        pixel_spacing_mm=_numbers(ds, "PixelSpacing", 2),
-        rows=_integer(ds, "Rows"),
-        columns=_integer(ds, "Columns"),
-        samples_per_pixel=_integer(ds, "SamplesPerPixel") or 1,
-        photometric_interpretation=_text(ds, "PhotometricInterpretation"),
+        frame_of_reference_uid=text(ds, "FrameOfReferenceUID") or None,
+        image_type=tuple(str(value) for value in values_of(ds, "ImageType")),
+        instance_number=integer(ds, "InstanceNumber") or 0,
+        number_of_frames=integer(ds, "NumberOfFrames") or 1,
+        position_lps_mm=numbers(ds, "ImagePositionPatient", 3),
+        orientation=numbers(ds, "ImageOrientationPatient", 6),
+        pixel_spacing_mm=numbers(ds, "PixelSpacing", 2),
+        rows=integer(ds, "Rows"),
+        columns=integer(ds, "Columns"),
+        samples_per_pixel=integer(ds, "SamplesPerPixel") or 1,
+        photometric_interpretation=text(ds, "PhotometricInterpretation"),
         bits_allocated=bits_allocated,
         bits_stored=bits_stored,
         high_bit=bits_stored - 1 if high_bit is None else high_bit,
-        signed=_integer(ds, "PixelRepresentation") == 1,
-        rescale=_rescale(ds),
-        has_modality_lut=bool(_values(ds, "ModalityLUTSequence")),
+        signed=signed,
+        rescale=rescale_of(ds),
+        has_modality_lut=bool(values_of(ds, "ModalityLUTSequence")),
+        float_bits=float_bits,
+        padding=None if float_bits else _padding(ds, bits_stored, signed=signed),
+        is_inverted=_is_inverted(ds),
+        imager_pixel_spacing_mm=numbers(ds, "ImagerPixelSpacing", 2),
+        view_position=text(ds, "ViewPosition")[:16],
+        traits=traits.of_instance(ds),
+        counts=counts.of_instance(ds),
     )
 
 
-def _values(ds: Dataset, keyword: str) -> list[Any]:
-    try:
-        value = ds.get(keyword)
-    except UNREADABLE:
-        return []
-    if value is None or value == "":
-        return []
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return list(value)
-    return [value]
+def _tag(raw: bytes, ds: Dataset) -> int:
+    if len(raw) < 4:
+        return 0
+    order: Literal["little", "big"] = "little" if ds.original_encoding[1] else "big"
+    return int.from_bytes(raw[:2], order) << 16 | int.from_bytes(raw[2:], order)
 
 
-def _text(ds: Dataset, keyword: str) -> str:
-    values = _values(ds, keyword)
-    return str(values[0]).strip() if values else ""
-
-
-def _integer(ds: Dataset, keyword: str) -> int | None:
-    try:
-        return int(_values(ds, keyword)[0])
-    except UNREADABLE:
+def _padding(ds: Dataset, bits_stored: int, *, signed: bool) -> tuple[int, int] | None:
+    """As stored values; written as unsigned by some, whatever Pixel Representation says."""
+    value = integer(ds, "PixelPaddingValue")
+    if value is None or not bits_stored:
         return None
+    limit = integer(ds, "PixelPaddingRangeLimit")
+    ends = [value, value if limit is None else limit]
+    if signed:
+        ends = [end - (1 << 16) if end >= 1 << 15 else end for end in ends]
+    return min(ends), max(ends)
 
 
-def _numbers(ds: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    values = _values(ds, keyword)
-    if len(values) != count:
-        return None
-    try:
-        numbers = tuple(float(value) for value in values)
-    except UNREADABLE:
-        return None
-    return numbers if all(math.isfinite(number) for number in numbers) else None
-
-
-def _rescale(ds: Dataset) -> tuple[float, float] | None:
-    slope = _numbers(ds, "RescaleSlope", 1) if _values(ds, "RescaleSlope") else (1.0,)
-    intercept = _numbers(ds, "RescaleIntercept", 1) if _values(ds, "RescaleIntercept") else (0.0,)
-    if slope is None or intercept is None or slope[0] == 0.0:
-        return None
-    return slope[0], intercept[0]
+def _is_inverted(ds: Dataset) -> bool:
+    # Both say the same where both are right (PS3.3 C.8.11.3.1.2); many write only the first.
+    shape = text(ds, "PresentationLUTShape").upper()
+    return text(ds, "PhotometricInterpretation") == "MONOCHROME1" or shape == "INVERSE"

@@ -20,14 +20,22 @@ def result_uid(job_id: str, output: str, index: int = 0) -> str:
     return _uid(f"instance/{job_id}/{output}/{index}")
 
 
-def result_series_uid(job_id: str, output: str) -> str:
-    """Series Instance UID of all results of one output of a job."""
-    return _uid(f"series/{job_id}/{output}")
+def result_series_uid(job_id: str, output: str, index: int = 0) -> str:
+    """Series Instance UID of the result number `index` of one output of a job.
+
+    One series for each: the volumes of a series may have different frames of reference.
+    """
+    return _uid(f"series/{job_id}/{output}/{index}" if index else f"series/{job_id}/{output}")
 
 
 def stand_in_frame_of_reference_uid(series_instance_uid: str) -> str:
     """For a source series without a Frame of Reference UID: one of ours, always the same."""
     return _uid(f"frame-of-reference/{series_instance_uid}")
+
+
+def stand_in_frame_uid(sop_instance_uid: str, frame_number: int) -> str:
+    """For one frame of a multi-frame source, while a result is made; no result has it."""
+    return _uid(f"frame/{sop_instance_uid}/{frame_number}")
 
 
 def _uid(name: str) -> str:

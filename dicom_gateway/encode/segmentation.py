@@ -31,13 +31,28 @@ from dicom_gateway.encode.identity import result_series_uid, result_uid
 from dicom_gateway.encode.sources import Sources, read_sources
 from dicom_gateway.encode.verify import segment_numbers, verify_segmentation
 from dicom_gateway.errors import EncodingFailed, Retryable
-from dicom_gateway.records import CodedConcept, Contract, Job, Output, Result, Segment, Volume
+from dicom_gateway.records import (
+    CodedConcept,
+    Contract,
+    Job,
+    Output,
+    ReplacedResult,
+    Result,
+    Segment,
+    Volume,
+)
 
 # highdicom's warnings quote values of the data set.
 logging.getLogger("highdicom").setLevel(logging.ERROR)
 
+REPLACES = CodedConcept("REPLACES", "99TRITOME", "Replaces an earlier result")
+"""Purpose of a reference to the result of a superseded job; DICOM has no code for that."""
+
 SERIES_NUMBER_OFFSET = 1000
 """Added to the source's Series Number, so that results sort behind what was acquired."""
+
+EVEN_FRACTION = 0.1
+"""Distances between slices that differ by more, as a fraction, are not one distance."""
 
 
 def encode_segmentation(  # noqa: PLR0917 - mask, what it was made from, what for
@@ -47,6 +62,9 @@ def encode_segmentation(  # noqa: PLR0917 - mask, what it was made from, what fo
     output: Output,
     job: Job,
     folder: Path,
+    index: int = 0,
+    *,
+    replaced: Sequence[ReplacedResult] = (),
 ) -> Result:
     """Makes the SEG of one output of a job, checks it, and makes it durable in `folder`.
 
@@ -55,23 +73,27 @@ def encode_segmentation(  # noqa: PLR0917 - mask, what it was made from, what fo
     on the first slice, so that "looked and found nothing" can be told from "never looked".
 
     Args:
-        mask: [K, J, I] labels on the volume's grid; 0 is background.
-        volume: What the mask was made from; its headers are read again.
+        mask: [K, J, I] labels on the volume's slices; 0 is background.
+        volume: What the mask was made from; its headers are read again. One that was
+            resampled is brought back to its source frames first (`assemble.land`).
         contract: Names the pipeline and its version.
         output: Which output; its segment table says what the labels mean.
         job: Seed of the UIDs.
         folder: Where results are kept.
+        index: Number of the volume, where its series has several.
+        replaced: Results of earlier jobs whose place this job has taken; it refers to those
+            of the same output.
 
     Raises:
         EncodingFailed: the mask doesn't fit the volume or the segment table, a source can't
             be read any more, or the finished object doesn't say what the mask says.
         Retryable: (result_not_written) the disk doesn't take it.
     """
-    uid = result_uid(job.job_id, output.name)
+    uid = result_uid(job.job_id, output.name, index)
     path = folder / f"{uid}.dcm"
     if not path.exists():
         _check_mask(mask, volume, output)
-        sources = read_sources(volume.headers)
+        sources = read_sources(volume)
         try:
             segmentation = _segmentation(
                 mask=mask,
@@ -80,8 +102,10 @@ def encode_segmentation(  # noqa: PLR0917 - mask, what it was made from, what fo
                 output=output,
                 job=job,
                 uid=uid,
+                index=index,
                 sources=sources,
             )
+            _refer_to_replaced(segmentation, replaced, output)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             # The library's text may quote the data set, so only its kind is passed on.
             msg = (
@@ -133,6 +157,7 @@ def _segmentation(
     output: Output,
     job: Job,
     uid: str,
+    index: int,
     sources: Sources,
 ) -> hd.seg.Segmentation:
     numbered = segment_numbers(mask, output)
@@ -143,6 +168,7 @@ def _segmentation(
     images: Sequence[Dataset] = sources.images
     further: Sequence[Dataset] = ()
     empty = not numbered.any()
+    which = f": {volume.name}" if volume.name else ""
     name_and_version = f"{contract.pipeline} {contract.version}"
     if empty:
         numbered, images, further = numbered[:1], images[:1], images[1:]
@@ -155,8 +181,8 @@ def _segmentation(
             _description(number, segment, contract)
             for number, segment in enumerate(output.segments, start=1)
         ],
-        series_instance_uid=result_series_uid(job.job_id, output.name),
-        series_number=sources.series_number + SERIES_NUMBER_OFFSET,
+        series_instance_uid=result_series_uid(job.job_id, output.name, index),
+        series_number=sources.series_number + SERIES_NUMBER_OFFSET + index,
         sop_instance_uid=uid,
         instance_number=1,
         manufacturer="tritome",
@@ -169,14 +195,59 @@ def _segmentation(
         pixel_measures=measures,
         omit_empty_frames=not empty,
         content_label="SEGMENTATION",
-        content_description=_long_string(contract.description) or None,
-        series_description=_long_string(f"{contract.pipeline}: segmentation"),
+        content_description=_long_string(volume.name or contract.description) or None,
+        series_description=_long_string(f"{contract.pipeline}: segmentation{which}"),
         specific_character_set=None,
     )
+    if sources.stand_ins:
+        _reference_frames(segmentation, sources)
     for element in sources.carried:
         segmentation.add(element)
     _set_character_set(segmentation, sources, contract, output)
     return segmentation
+
+
+def _refer_to_replaced(
+    segmentation: Dataset, replaced: Sequence[ReplacedResult], output: Output
+) -> None:
+    """Names the segmentations that this one replaces; no element of a SEG says more.
+
+    Source: PS3.3 C.12.4 (General Reference module: Referenced Image Sequence).
+    """
+    items = []
+    for one in replaced:
+        if one.sop_class_uid == SegmentationStorage and one.output == output.name:
+            item = Dataset()
+            item.ReferencedSOPClassUID = one.sop_class_uid
+            item.ReferencedSOPInstanceUID = one.sop_instance_uid
+            item.PurposeOfReferenceCodeSequence = [_code(REPLACES)]
+            items.append(item)
+    if items:
+        segmentation.ReferencedImageSequence = items
+
+
+def _reference_frames(segmentation: Dataset, sources: Sources) -> None:
+    """Puts multi-frame sources and their frame numbers where their stand-ins are named.
+
+    Source: PS3.3 10.3 (Image SOP Instance Reference macro).
+    """
+    for groups in segmentation.PerFrameFunctionalGroupsSequence:
+        for derivation in groups.get("DerivationImageSequence", ()):
+            for source in derivation.SourceImageSequence:
+                true = sources.stand_ins.get(source.ReferencedSOPInstanceUID)
+                if true is not None:
+                    source.ReferencedSOPClassUID = true.sop_class_uid
+                    source.ReferencedSOPInstanceUID = true.sop_instance_uid
+                    source.ReferencedFrameNumber = true.frame_number
+    for series in segmentation.ReferencedSeriesSequence:
+        named = {}
+        for instance in series.ReferencedInstanceSequence:
+            true = sources.stand_ins.get(instance.ReferencedSOPInstanceUID)
+            if true is not None:
+                instance.ReferencedSOPClassUID = true.sop_class_uid
+                instance.ReferencedSOPInstanceUID = true.sop_instance_uid
+            named[str(instance.ReferencedSOPInstanceUID)] = instance
+        series.ReferencedInstanceSequence = list(named.values())
 
 
 def _description(number: int, segment: Segment, contract: Contract) -> hd.seg.SegmentDescription:
@@ -207,14 +278,17 @@ def _code(concept: CodedConcept) -> hd.sr.CodedConcept:
 
 
 def _pixel_measures(volume: Volume, first: Dataset) -> hd.PixelMeasuresSequence:
-    step = volume.affine_lps[:3, 2]
     normal = np.cross(volume.affine_lps[:3, 0], volume.affine_lps[:3, 1])
-    spacing_mm = abs(float(step @ normal) / float(np.linalg.norm(normal)))
-    thickness_mm = float(first.get("SliceThickness") or 0.0) or spacing_mm
+    along = np.array([one.position_lps_mm for one in volume.slices]) @ normal
+    gaps = np.abs(np.diff(along)) / float(np.linalg.norm(normal))
+    spacing_mm = float(gaps.mean()) if len(gaps) else 0.0
+    even = bool(len(gaps)) and float(np.ptp(gaps)) <= EVEN_FRACTION * spacing_mm
+    thickness_mm = float(first.get("SliceThickness") or 0.0) or spacing_mm or 1.0
     return hd.PixelMeasuresSequence(
         pixel_spacing=[float(value) for value in first.PixelSpacing],
         slice_thickness=thickness_mm,
-        spacing_between_slices=spacing_mm,
+        # Source frames that were resampled may have any distance: then none is claimed.
+        spacing_between_slices=spacing_mm if even else None,
     )
 
 

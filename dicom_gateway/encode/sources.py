@@ -1,6 +1,6 @@
 """What a result takes over from its source instances, cleaned where it must be.
 
-In: the files of a volume's slices. Out: small data sets for highdicom with nothing but
+In: a volume, whose source frames have files. Out: small data sets for highdicom with nothing but
 geometry and references, and the patient's and study's attributes to put into the result.
 Nothing is written.
 
@@ -11,19 +11,23 @@ and a value may be a patient's name: highdicom never gets to see one.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pydicom.config
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.valuerep import validate_value
+from pydicom.uid import CTImageStorage
+from pydicom.valuerep import DS, validate_value
 
-from dicom_gateway.encode.identity import stand_in_frame_of_reference_uid
+from dicom_gateway.encode.identity import stand_in_frame_of_reference_uid, stand_in_frame_uid
 from dicom_gateway.errors import EncodingFailed
+from dicom_gateway.records import Slice, Volume
 
 # For the reason above: no validation that quotes values.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -96,11 +100,22 @@ _EMPTY_FOR_HIGHDICOM = (*_AS_THEY_ARE, *_WHEN_VALID)
 
 
 @dataclass(frozen=True, slots=True)
+class FrameReference:
+    """One frame of a multi-frame object (PS3.3 Table 10-3)."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    frame_number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sources:
     """The source instances as far as a result needs them.
 
     Attributes:
-        images: One per slice, in the order of k, without any patient attribute.
+        images: One per source frame, in the order of k, without any patient attribute. Those
+            of a multi-frame object stand for its frames, each under a UID of its own.
+        stand_ins: Such a UID -> the true source.
         carried: Patient and study attributes, as elements ready to be put into the result.
         specific_character_set: That of the source; None for the default repertoire.
     """
@@ -109,26 +124,40 @@ class Sources:
     carried: tuple[DataElement, ...]
     specific_character_set: str | list[str] | None
     series_number: int
+    stand_ins: Mapping[str, FrameReference] = field(default_factory=dict)
 
 
-def read_sources(headers: Sequence[Path]) -> Sources:
-    """Reads the headers of a volume's slices; pixels are not touched.
+def read_sources(volume: Volume) -> Sources:
+    """Reads the headers of a volume's source frames; pixels are not touched.
 
     Raises:
         EncodingFailed: when a source can't be read any more.
     """
+    images, stand_ins = [], {}
+    known: dict[Path, Dataset] = {}
     try:
-        first = pydicom.dcmread(headers[0], stop_before_pixels=True)
-        images = [_image(first)]
-        for path in headers[1:]:
-            ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_GEOMETRY))
-            images.append(_image(ds))
+        first = pydicom.dcmread(volume.headers[0], stop_before_pixels=True)
+        known[volume.headers[0]] = first
+        for path, slice_ in zip(volume.headers, volume.slices, strict=True):
+            if path not in known:
+                known[path] = pydicom.dcmread(
+                    path, stop_before_pixels=True, specific_tags=[*_GEOMETRY, "NumberOfFrames"]
+                )
+            image = _image(known[path])
+            if "ImagePositionPatient" not in image or (known[path].get("NumberOfFrames") or 1) > 1:
+                true = FrameReference(
+                    str(image.SOPClassUID), slice_.sop_instance_uid, slice_.frame_number
+                )
+                _be_frame(image, slice_, volume)
+                stand_ins[str(image.SOPInstanceUID)] = true
+            images.append(image)
         number = first.get("SeriesNumber")
         return Sources(
             images=tuple(images),
             carried=tuple(_carried(first)),
             specific_character_set=_character_set(first),
             series_number=int(number) if number is not None and 0 <= int(number) < 10**6 else 0,
+            stand_ins=stand_ins,
         )
     except _UNREADABLE as error:
         msg = (
@@ -143,7 +172,7 @@ def _image(ds: Dataset) -> Dataset:
     for keyword in _GEOMETRY:
         element = _element(ds, keyword)
         if element is not None and element.value not in (None, ""):
-            image.add(element)
+            image.add(copy(element))  # frames of one object share the original
     for keyword in _EMPTY_FOR_HIGHDICOM:
         setattr(image, keyword, "")
     if "FrameOfReferenceUID" not in image:
@@ -151,6 +180,18 @@ def _image(ds: Dataset) -> Dataset:
         # instances, frame by frame, remain what ties the two together.
         image.FrameOfReferenceUID = stand_in_frame_of_reference_uid(image.SeriesInstanceUID)
     return image
+
+
+def _be_frame(image: Dataset, slice_: Slice, volume: Volume) -> None:
+    """Makes the small data set of a multi-frame object stand for one of its frames."""
+    columns, rows = volume.affine_lps[:3, 0], volume.affine_lps[:3, 1]
+    between_columns, between_rows = float(np.linalg.norm(columns)), float(np.linalg.norm(rows))
+    image.SOPClassUID = CTImageStorage  # any of one frame: highdicom treats others differently
+    image.SOPInstanceUID = stand_in_frame_uid(slice_.sop_instance_uid, slice_.frame_number)
+    image.ImagePositionPatient = [DS(mm, auto_format=True) for mm in slice_.position_lps_mm]
+    cosines = [*(columns / between_columns), *(rows / between_rows)]
+    image.ImageOrientationPatient = [DS(float(one), auto_format=True) for one in cosines]
+    image.PixelSpacing = [DS(mm, auto_format=True) for mm in (between_rows, between_columns)]
 
 
 def _carried(first: Dataset) -> list[DataElement]:

@@ -107,13 +107,13 @@ def _wrong_frames(
     ds: Dataset, numbered: NDArray[np.uint8] | NDArray[np.uint16], volume: Volume
 ) -> str | None:
     _, rows, columns = volume.shape_kji
-    place = {slice_.sop_instance_uid: k for k, slice_ in enumerate(volume.slices)}
+    place = {(one.sop_instance_uid, one.frame_number): k for k, one in enumerate(volume.slices)}
     bits = np.frombuffer(ds.PixelData, dtype=np.uint8)
     frame_bits = rows * columns
     seen: set[tuple[int, int]] = set()
     for index, groups in enumerate(ds.PerFrameFunctionalGroupsSequence):
         derived_from = groups.DerivationImageSequence[0].SourceImageSequence
-        k = place.get(derived_from[0].ReferencedSOPInstanceUID)
+        k = place.get(_source(derived_from[0]))
         if k is None or len(derived_from) != 1:
             return f"frame {index + 1} doesn't reference one source instance"
         position = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float)
@@ -131,6 +131,11 @@ def _wrong_frames(
             if (int(k), number) not in seen:
                 return f"segment {number} is missing on a slice"
     return None
+
+
+def _source(reference: Dataset) -> tuple[str, int]:
+    """Instance and frame; single-frame instances are referenced without a frame number."""
+    return str(reference.ReferencedSOPInstanceUID), int(reference.get("ReferencedFrameNumber") or 1)
 
 
 def _segment_number(ds: Dataset, groups: Dataset) -> int:

@@ -71,9 +71,20 @@ class _Output(_Part):
     segments: tuple[_Segment, ...] = ()
 
 
+_Irregular = Literal["refuse", "resample", "split"]
+
+
 class _Input(_Part):
     kind: Literal["volume", "image"]
     modality: str
+    irregular: _Irregular | tuple[_Irregular, ...] | None = None
+
+    def allowed(self) -> tuple[Literal["resample", "split"], ...] | None:
+        """What may be done to an irregular series; None where the contract says nothing."""
+        if self.irregular is None:
+            return None
+        said = (self.irregular,) if isinstance(self.irregular, str) else self.irregular
+        return tuple(one for one in said if one != "refuse")
 
 
 class _Document(_Part):
@@ -145,6 +156,7 @@ def read_contract(text: str, pipeline: str) -> Contract:
         description=document.description,
         intended_use=document.intended_use,
         weights=dict(document.weights),
+        irregular=document.input.allowed(),
     )
 
 

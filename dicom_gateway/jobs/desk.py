@@ -12,7 +12,9 @@ import sqlalchemy as sa
 
 from dicom_gateway.database import (
     deliveries,
+    instances,
     job_events,
+    job_instances,
     jobs,
     now_s,
     reading,
@@ -27,12 +29,14 @@ from dicom_gateway.jobs.rows import (
     revive_deliveries,
     write_event,
 )
+from dicom_gateway.jobs.supersession import replaced_results
 from dicom_gateway.records import (
     Delivery,
     DeliveryState,
     Job,
     JobEvent,
     JobState,
+    ReplacedResult,
     Result,
 )
 
@@ -97,6 +101,23 @@ class JobDesk:
                 for row in connection.execute(query.order_by(deliveries.c.id))
             ]
 
+    def replaced_results(self, job: Job) -> list[ReplacedResult]:
+        """What the results of a job replace: those of the jobs whose place it has taken."""
+        with reading(self._engine) as connection:
+            return replaced_results(connection, job.job_id)
+
+    def jobs_of_series(self, series_instance_uid: str) -> list[Job]:
+        """The jobs that use a series, alone or in a role, oldest first."""
+        uses = sa.select(job_instances.c.job_id).join(
+            instances, instances.c.id == job_instances.c.instance_id
+        )
+        uses = uses.where(instances.c.series_instance_uid == series_instance_uid)
+        query = sa.select(*JOB_COLUMNS).where(
+            (jobs.c.series_instance_uid == series_instance_uid) | jobs.c.job_id.in_(uses)
+        )
+        with reading(self._engine) as connection:
+            return [as_job(row) for row in connection.execute(query.order_by(jobs.c.created_at_s))]
+
     def add_event(
         self, job_id: str, stage: str, note: str, duration_s: float | None = None
     ) -> None:
@@ -111,11 +132,19 @@ class JobDesk:
         computed twice. Where a result's file is gone, the job makes it again.
 
         Returns:
-            False when there is no such job, or it is neither failed nor cancelled.
+            False when there is no such job, it is neither failed nor cancelled, another job
+            has taken its place, or it lacks a series for one of its roles.
         """
         with transaction(self._engine) as connection:
             state = connection.execute(
-                sa.select(jobs.c.state).where(jobs.c.job_id == job_id).with_for_update()
+                sa.select(jobs.c.state)
+                .where(
+                    jobs.c.job_id == job_id,
+                    jobs.c.superseded_by.is_(None),
+                    # It lacks a series; when that comes, a new job begins by itself.
+                    sa.func.coalesce(jobs.c.failure_code, "") != "incomplete_roles",
+                )
+                .with_for_update()
             ).scalar()
             if state not in {JobState.FAILED.value, JobState.CANCELLED.value}:
                 return False

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from dicom_gateway.database import (
     job_instances,
     jobs,
     now_s,
+    reading,
     results,
     transaction,
 )
@@ -40,9 +41,11 @@ from dicom_gateway.jobs.rows import (
     as_job,
     insert_or_skip,
     revive_deliveries,
+    tell_conflicts,
     write_event,
 )
 from dicom_gateway.jobs.shares import Turns
+from dicom_gateway.jobs.supersession import supersede_older, withdraw
 from dicom_gateway.records import DeliveryState, Job, JobState, Priority, Result, Series
 
 
@@ -86,31 +89,42 @@ class JobQueue(JobDesk):
         destinations: Sequence[str] = (),
         note: str = "",
         receiving_s: float | None = None,
+        rule: str = "",
+        subject: str = "",
+        roles: Mapping[str, Series] | None = None,
+        failure: GatewayError | None = None,
     ) -> Job | None:
         """Makes the job for one series and pipeline, in the caller's transaction.
 
         Call `notify` once the transaction is committed. The same instances for the same
-        called AE title, pipeline and version make no second job; one instance more does.
+        called AE title, pipeline and version make no second job; one instance more does, and
+        that job takes the place of the earlier one (see `supersession.py`).
 
         Args:
             connection: Inside `transaction(engine)`.
-            series: Its instances are the ones the job will use.
+            series: Its instances are the ones the job will use; with roles, the first of them.
             pipeline: Name of the ensemble.
             pipeline_version: From the contract; a new version makes a new job.
             priority: Its class in the queue.
             destinations: Names from `scu.destinations`.
             note: Why the series counts as complete, for the job's story.
             receiving_s: First to last instance, for the job's story.
+            rule: Which rule of gateway.yaml asked for it.
+            subject: What a later job of the same pipeline takes over; the series where not
+                given, else a rule's choice within a study.
+            roles: The series of each input, where the pipeline has several.
+            failure: It can't be run; it goes into the failed list at once, with this.
 
         Returns:
             The new job, or None where it exists already.
         """
         job_id = uuid.uuid4().hex
+        members = list(roles.values()) if roles else [series]
         inserted = connection.execute(
             insert_or_skip(connection, jobs)
             .values(
                 job_id=job_id,
-                unique_key=_unique_key(series, pipeline, pipeline_version),
+                unique_key=_unique_key(series, pipeline, pipeline_version, roles or {}),
                 pipeline=pipeline,
                 called_ae_title=series.called_ae_title,
                 calling_ae_title=series.calling_ae_title,
@@ -118,21 +132,27 @@ class JobQueue(JobDesk):
                 series_instance_uid=series.series_instance_uid,
                 destinations=list(destinations),
                 priority=priority.value,
-                state=JobState.WAITING.value,
+                state=(JobState.FAILED if failure else JobState.WAITING).value,
                 attempts=0,
                 strikes=0,
                 fence=0,
                 created_at_s=now_s(),
                 not_before_s=now_s(),
+                finished_at_s=now_s() if failure else None,
+                failure_code=failure.code if failure else None,
+                failure_reason=str(failure) if failure else None,
+                subject=subject or series.series_instance_uid,
+                rule=rule,
+                roles={role: one.series_instance_uid for role, one in (roles or {}).items()},
             )
             .returning(*JOB_COLUMNS)
         ).first()
         if inserted is None:
             return None
-        wanted = {(one.sop_instance_uid, one.sha256) for one in series.instances}
+        wanted = {(one.sop_instance_uid, one.sha256) for part in members for one in part.instances}
         kept = connection.execute(
             sa.select(instances.c.id, instances.c.sop_instance_uid, instances.c.sha256).where(
-                instances.c.series_instance_uid == series.series_instance_uid
+                instances.c.series_instance_uid.in_([part.series_instance_uid for part in members])
             )
         )
         links = [
@@ -141,27 +161,32 @@ class JobQueue(JobDesk):
         if links:
             connection.execute(job_instances.insert(), links)
         write_event(connection, job_id, "received", note or "series complete", receiving_s)
+        tell_conflicts(connection, job_id, members)
         job = as_job(inserted)
-        self._supersede_older(connection, job)
+        supersede_older(connection, job, subject or series.series_instance_uid)
+        if failure:
+            write_event(connection, job_id, "failed", f"{failure.code}: {failure}")
         return job
 
-    def _supersede_older(self, connection: sa.Connection, job: Job) -> None:
-        """Jobs that still wait with an earlier state of the same series have nothing to add."""
-        older = connection.execute(
-            jobs.update()
-            .where(
-                jobs.c.state == JobState.WAITING.value,
-                jobs.c.series_instance_uid == job.series_instance_uid,
-                jobs.c.called_ae_title == job.called_ae_title,
-                jobs.c.pipeline == job.pipeline,
-                jobs.c.job_id != job.job_id,
-            )
-            .values(state=JobState.CANCELLED.value, finished_at_s=now_s())
-            .returning(jobs.c.job_id)
-        ).scalars()
-        note = f"more of the series came; job {job.job_id} takes its place"
-        for job_id in list(older):
-            write_event(connection, job_id, "superseded", note)
+    @staticmethod
+    def withdraw(
+        connection: sa.Connection,
+        subject: str,
+        called_ae_title: str,
+        pipelines: Collection[str] = (),
+    ) -> None:
+        """Ends the jobs of a subject that no rule asks for any more (see `supersession.py`)."""
+        withdraw(connection, subject, called_ae_title, pipelines)
+
+    def has_subject(self, subjects: Collection[str], called_ae_title: str) -> bool:
+        """Whether a job of one of these subjects stands, ended or not."""
+        query = sa.select(jobs.c.job_id).where(
+            jobs.c.subject.in_(list(subjects)),
+            jobs.c.called_ae_title == called_ae_title,
+            jobs.c.superseded_by.is_(None),
+        )
+        with reading(self._engine) as connection:
+            return connection.execute(query.limit(1)).first() is not None
 
     def notify(self) -> None:
         """Wakes the workers of this process: a job may be due."""
@@ -437,7 +462,16 @@ def _ours(job: Job) -> sa.ColumnElement[bool]:
     )
 
 
-def _unique_key(series: Series, pipeline: str, pipeline_version: str) -> str:
+def _unique_key(
+    series: Series, pipeline: str, pipeline_version: str, roles: Mapping[str, Series]
+) -> str:
     parts = [series.called_ae_title, pipeline, pipeline_version]
-    parts += sorted(f"{one.sop_instance_uid} {one.sha256}" for one in series.instances)
+    if roles:
+        parts += sorted(
+            f"{role} {one.sop_instance_uid} {one.sha256}"
+            for role, part in roles.items()
+            for one in part.instances
+        )
+    else:
+        parts += sorted(f"{one.sop_instance_uid} {one.sha256}" for one in series.instances)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -5,14 +5,23 @@ In: rows or a story line. Out: `Job`, `JobEvent`, `Result`. Shared by the queue 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from dicom_gateway.database import deliveries, job_events, jobs, now_s
-from dicom_gateway.records import DeliveryState, Job, JobEvent, JobState, Priority, Result
+from dicom_gateway.database import arrivals, deliveries, instances, job_events, jobs, now_s
+from dicom_gateway.records import (
+    DeliveryState,
+    Job,
+    JobEvent,
+    JobState,
+    Priority,
+    Result,
+    Series,
+)
 
 JOB_COLUMNS: tuple[sa.Column[Any], ...] = (
     jobs.c.job_id,
@@ -32,6 +41,9 @@ JOB_COLUMNS: tuple[sa.Column[Any], ...] = (
     jobs.c.finished_at_s,
     jobs.c.failure_code,
     jobs.c.failure_reason,
+    jobs.c.rule,
+    jobs.c.roles,
+    jobs.c.superseded_by,
 )
 
 
@@ -80,6 +92,27 @@ def write_event(
             job_id=job_id, at_s=now_s(), stage=stage, note=note, duration_s=duration_s
         )
     )
+
+
+def tell_conflicts(connection: sa.Connection, job_id: str, members: Sequence[Series]) -> None:
+    """Says in a job's story what was set apart of its series: other bytes came before."""
+    for one in members:
+        apart = connection.execute(
+            sa.select(sa.func.count())
+            .select_from(arrivals)
+            .join(instances, instances.c.id == arrivals.c.instance_id)
+            .where(
+                instances.c.series_instance_uid == one.series_instance_uid,
+                arrivals.c.called_ae_title == one.called_ae_title,
+                arrivals.c.conflicts.is_(True),
+            )
+        ).scalar_one()
+        if apart:
+            note = (
+                f"{apart} objects of the series are set apart and not used: others came under "
+                "their SOP Instance UIDs ('tritome store conflicts')"
+            )
+            write_event(connection, job_id, "conflict", note)
 
 
 def revive_deliveries(connection: sa.Connection, job_id: str) -> int:

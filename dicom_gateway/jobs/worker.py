@@ -23,7 +23,7 @@ from dicom_gateway.errors import (
 from dicom_gateway.jobs.owner import this_process
 from dicom_gateway.jobs.queue import JobQueue
 from dicom_gateway.observe.logging import get_logger
-from dicom_gateway.records import Job, JobState, Result
+from dicom_gateway.records import Job, JobState, ReplacedResult, Result
 
 POLL_S = 1.0
 """How often a worker looks for jobs that another process enqueued, or that became due."""
@@ -55,6 +55,10 @@ class JobRun:
         self.job = job
         self.stop = threading.Event()
         self._queue = queue
+
+    def replaced_results(self) -> list[ReplacedResult]:
+        """What the results of this job take the place of; usually nothing."""
+        return self._queue.replaced_results(self.job)
 
     @contextmanager
     def stage(self, name: str, note: str = "") -> Iterator[Stage]:

@@ -7,18 +7,28 @@ half-written is called `*.part` and is removed by the next start.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import mmap
 import os
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias
 
 from dicom_gateway.errors import ConfigurationError, OutOfResources
+from dicom_gateway.store.space import Watermark
 
 INCOMING = "incoming"
 
 UNFINISHED_IN = (INCOMING, "results", "contracts")
 """Folders of the store in which a killed process leaves `*.part` files."""
+
+Buffer: TypeAlias = bytes | mmap.mmap
+
+_CHUNK_BYTES = 8 << 20
 
 
 class DurableFolder:
@@ -27,14 +37,17 @@ class DurableFolder:
     Args:
         folder: Made if it isn't there.
         min_free_bytes: What a write must leave free on the file system.
+        resume_free_bytes: Once it didn't, so much must be free before one is taken again.
 
     Raises:
         ConfigurationError: the folder can't be made.
     """
 
-    def __init__(self, folder: Path, min_free_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, min_free_bytes: int, resume_free_bytes: int | None = None
+    ) -> None:
         self.folder = folder.resolve()
-        self._min_free_bytes = min_free_bytes
+        self._watermark = Watermark(self.folder, min_free_bytes, resume_free_bytes)
         # Folders whose own entry this process has synced; one look-up for each file
         # instead of one sync.
         self._durable: set[Path] = set()
@@ -43,7 +56,7 @@ class DurableFolder:
             new = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             for place in reversed(new):
-                _sync_folder(place.parent)
+                sync_folder(place.parent)
             self._make_durable(self.folder / INCOMING)
         except OSError as error:
             msg = f"store.folder: {self.folder} can't be made or read ({error.strerror})"
@@ -51,67 +64,114 @@ class DurableFolder:
 
     def clean(self) -> int:
         """Removes what earlier processes left half-written; call it before receiving."""
-        leftovers = [
-            leftover for name in UNFINISHED_IN for leftover in (self.folder / name).glob("*.part")
-        ]
+        leftovers = unfinished(self.folder)
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
         return len(leftovers)
 
-    def write(self, relative: Path, pieces: Sequence[bytes]) -> None:
+    def write(
+        self, relative: Path, pieces: Sequence[Buffer], *, reserved: bool = False
+    ) -> os.stat_result:
         """Writes the pieces one after the other; returns when they are durable.
 
-        A file that is already there with the same length is left as it is: names are
-        digests of content. Order: file synced, renamed, folder synced.
+        What is there under that name is replaced at once and as a whole. Order: file
+        synced, renamed, folder synced.
+
+        Args:
+            relative: Inside the folder.
+            pieces: The content.
+            reserved: May use what the watermark holds back: a few bytes about what is
+                there already.
+
+        Returns:
+            The file as it was when it was made; for `take_back`.
 
         Raises:
             OutOfResources: the disk is full, past its watermark or not writable. Nothing
                 partial is left.
         """
         target = self.folder / relative
-        size_bytes = sum(len(piece) for piece in pieces)
+        with full_disk_refused():
+            if not reserved:
+                self._watermark.require(sum(len(piece) for piece in pieces))
+            self._make_durable(target.parent)
+            made = self._write_beside_and_rename(target, pieces)
+            sync_folder(target.parent)
+        return made
+
+    def sync(self, relative: Path) -> None:
+        """Makes an existing file's name durable: who renamed it may have died before that.
+
+        Raises:
+            OutOfResources: the disk doesn't take it.
+        """
+        with full_disk_refused():
+            self._make_durable((self.folder / relative).parent)
+            sync_folder((self.folder / relative).parent)
+
+    def take_back(self, relative: Path, made: os.stat_result) -> bool:
+        """Removes a file that this process has just made and that got no row in the index.
+
+        Somebody else may count on it meanwhile: whoever finds a file and wants to use it
+        holds it by `reusing`, which changes its time.
+
+        Args:
+            relative: Inside the folder.
+            made: The file as it was when it was made.
+
+        Returns:
+            False where it stays: it is somebody else's by now, or can't be locked.
+        """
+        target = self.folder / relative
         try:
-            if not _has_size(target, size_bytes):
-                self._require_space(size_bytes)
-                self._make_durable(target.parent)
-                self._write_beside_and_rename(target, pieces)
+            with _locked(target.parent, fcntl.LOCK_EX):
+                found = target.stat()
+                if (found.st_ino, found.st_mtime_ns) != (made.st_ino, made.st_mtime_ns):
+                    return False
+                target.unlink()
+        except OSError:
+            return False  # a file without a row does no harm
+        return True
+
+    @contextmanager
+    def reusing(self, relative: Path) -> Iterator[bool]:
+        """While it lasts, no other process takes this file back; False where there is none."""
+        target = self.folder / relative
+        with ExitStack() as held:
+            # Where it can't be locked, nobody can take it back either.
+            with suppress(OSError):
+                held.enter_context(_locked(target.parent, fcntl.LOCK_SH))
+            try:
+                os.utime(target)
+            except OSError:
+                yield False
             else:
-                self._make_durable(target.parent)
-            # Also for a file that was there: the one who renamed it may not have come
-            # as far as this line.
-            _sync_folder(target.parent)
-        except OSError as error:
-            msg = f"the store can't be written ({error.strerror or type(error).__name__})"
-            raise OutOfResources(msg) from error
+                yield True
 
-    def _require_space(self, size_bytes: int) -> None:
-        disk = os.statvfs(self.folder)
-        free_bytes = disk.f_bavail * disk.f_frsize
-        if free_bytes - size_bytes < self._min_free_bytes:
-            msg = (
-                f"the store has {free_bytes >> 20} MiB free, of which "
-                f"{self._min_free_bytes >> 20} MiB are held back (store.min-free-bytes); "
-                "free some space"
-            )
-            raise OutOfResources(msg)
-
-    def _write_beside_and_rename(self, target: Path, pieces: Sequence[bytes]) -> None:
+    def _write_beside_and_rename(self, target: Path, pieces: Sequence[Buffer]) -> os.stat_result:
         beside = self.folder / INCOMING / f"{uuid.uuid4().hex}.part"
         try:
             # 0600: the file holds a patient.
             fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 for piece in pieces:
-                    rest = memoryview(piece)
-                    while rest:
-                        rest = rest[os.write(fd, rest) :]
+                    # Each view is let go: a mapped file can't be closed under one.
+                    with memoryview(piece) as whole:
+                        written = 0
+                        while written < len(whole):
+                            with whole[written : written + _CHUNK_BYTES] as rest:
+                                written += os.write(fd, rest)
+                            _let_go(piece)
                 os.fsync(fd)
+                made = os.fstat(fd)
             finally:
                 os.close(fd)
             beside.rename(target)
         except OSError:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
             raise
+        return made
 
     def _make_durable(self, folder: Path) -> None:
         """Makes a folder below ours, its entry in its parent synced, so for each parent."""
@@ -119,21 +179,71 @@ class DurableFolder:
             return
         self._make_durable(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
         with self._lock:
             self._durable.add(folder)
 
 
-def _has_size(path: Path, size_bytes: int) -> bool:
-    try:
-        return path.stat().st_size == size_bytes
-    except FileNotFoundError:
-        return False
+def unfinished(folder: Path) -> list[Path]:
+    """What killed processes left half-written in a store."""
+    return [leftover for name in UNFINISHED_IN for leftover in (folder / name).glob("*.part")]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable.
+
+    Raises:
+        OSError: the disk doesn't take it.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def full_disk_refused() -> Iterator[None]:
+    """Maps what the file system says to the error tree."""
+    try:
+        yield
+    except OSError as error:
+        msg = f"the store can't be written ({error.strerror or type(error).__name__})"
+        raise OutOfResources(msg) from error
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Holds a folder against other threads and processes; freed by the kernel at a crash.
+
+    Raises:
+        OSError: it can't be locked (not every network file system can).
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, how)
+        try:
+            yield
+        finally:
+            # Not left to the close: a child forked meanwhile would go on holding it.
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
+
+
+def digest_of(content: Buffer) -> str:
+    """SHA-256 in hexadecimal; of a mapped file never more than a piece is in memory."""
+    digest = hashlib.sha256()
+    with memoryview(content) as whole:
+        for start in range(0, len(whole), _CHUNK_BYTES):
+            with whole[start : start + _CHUNK_BYTES] as chunk:
+                digest.update(chunk)
+            _let_go(content)
+    return digest.hexdigest()
+
+
+def _let_go(piece: Buffer) -> None:
+    """What was read of a mapped file needn't stay: it would count as this process's memory."""
+    if isinstance(piece, mmap.mmap):
+        piece.madvise(mmap.MADV_DONTNEED)

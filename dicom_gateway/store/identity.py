@@ -9,6 +9,7 @@ receiving thread, and no value of a patient is ever turned into text.
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 from dataclasses import dataclass
@@ -71,27 +72,46 @@ def identify(arrival: Arrival) -> Identity:
 
     Source: PS3.5 7.1 (elements), 7.5 (sequences), 9.1 (UIDs); PS3.4 B.2.3 (statuses).
     """
-    syntax = arrival.transfer_syntax_uid
-    walk = _Walk(
-        arrival.encoded_dataset,
-        explicit=syntax != _IMPLICIT_LITTLE_ENDIAN,
-        byte_order=">" if syntax == _EXPLICIT_BIG_ENDIAN else "<",
-    )
-    values = walk.find()
-    identity = Identity(
-        sop_class_uid=_uid(values, _SOP_CLASS_UID),
-        sop_instance_uid=_uid(values, _SOP_INSTANCE_UID),
-        study_instance_uid=_uid(values, _STUDY_INSTANCE_UID),
-        series_instance_uid=_uid(values, _SERIES_INSTANCE_UID),
-        modality=_modality(values.get(_MODALITY, b"")),
-    )
+    identity = identify_bytes(arrival.encoded_dataset, arrival.transfer_syntax_uid)
     if identity.sop_class_uid != arrival.sop_class_uid:
         msg = "SOP Class UID (0008,0016) is another one than the C-STORE request announced"
         raise IdentifierMismatch(msg)
     if identity.sop_instance_uid != arrival.sop_instance_uid:
         msg = "SOP Instance UID (0008,0018) is another one than the C-STORE request announced"
         raise IdentifierMismatch(msg)
+    if arrival.study_instance_uid not in (None, identity.study_instance_uid):
+        msg = "Study Instance UID (0020,000D) is another one than the request announced"
+        raise IdentifierMismatch(msg)
     return identity
+
+
+def identify_bytes(
+    encoded: bytes | mmap.mmap, transfer_syntax_uid: str, begins_at: int = 0
+) -> Identity:
+    """Reads and checks the identifiers of an encoded data set, whoever sent it.
+
+    Args:
+        encoded: The data set; bytes before `begins_at` are not looked at.
+        transfer_syntax_uid: How it is encoded.
+        begins_at: Where it begins.
+
+    Raises:
+        NotADataSet, BadIdentifier: see `identify`.
+    """
+    walk = _Walk(
+        encoded,
+        begins_at,
+        explicit=transfer_syntax_uid != _IMPLICIT_LITTLE_ENDIAN,
+        byte_order=">" if transfer_syntax_uid == _EXPLICIT_BIG_ENDIAN else "<",
+    )
+    values = walk.find()
+    return Identity(
+        sop_class_uid=_uid(values, _SOP_CLASS_UID),
+        sop_instance_uid=_uid(values, _SOP_INSTANCE_UID),
+        study_instance_uid=_uid(values, _STUDY_INSTANCE_UID),
+        series_instance_uid=_uid(values, _SERIES_INSTANCE_UID),
+        modality=_modality(values.get(_MODALITY, b"")),
+    )
 
 
 def is_uid(text: str) -> bool:
@@ -126,8 +146,11 @@ class _Odd(Exception):
 class _Walk:
     """One pass over the top level of an encoded data set."""
 
-    def __init__(self, encoded: bytes, *, explicit: bool, byte_order: str) -> None:
+    def __init__(
+        self, encoded: bytes | mmap.mmap, begins_at: int, *, explicit: bool, byte_order: str
+    ) -> None:
         self._bytes = encoded
+        self._begins_at = begins_at
         self._explicit = explicit
         self._tag = struct.Struct(f"{byte_order}HH")
         self._short = struct.Struct(f"{byte_order}H")
@@ -148,7 +171,7 @@ class _Walk:
         return found
 
     def _walk(self, found: dict[int, bytes]) -> None:
-        place, end, last = 0, len(self._bytes), -1
+        place, end, last = self._begins_at, len(self._bytes), -1
         while place < end:
             tag, vr, length, value = self._element(place)
             if tag <= last:
@@ -168,7 +191,7 @@ class _Walk:
                 msg = f"element ({tag >> 16:04X},{tag & 0xFFFF:04X}) is longer than what is left"
                 raise _Odd(msg)
             if tag in _WANTED:
-                found[tag] = self._bytes[value : value + length]
+                found[tag] = bytes(self._bytes[value : value + length])
             place = value + length
 
     def _element(self, place: int, *, explicit: bool | None = None) -> tuple[int, bytes, int, int]:
@@ -177,7 +200,7 @@ class _Walk:
         tag = group << 16 | element
         if not (self._explicit if explicit is None else explicit) or group == 0xFFFE:
             return tag, b"", self._long.unpack_from(self._bytes, place + 4)[0], place + 8
-        vr = self._bytes[place + 4 : place + 6]
+        vr = bytes(self._bytes[place + 4 : place + 6])
         if not (vr.isalpha() and vr.isupper()):
             msg = "an element has no value representation"
             raise _Odd(msg)

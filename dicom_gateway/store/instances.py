@@ -11,43 +11,58 @@ second `keep` finds the file and adds the row.
 from __future__ import annotations
 
 import hashlib
-import struct
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from dicom_gateway.database import transaction
-from dicom_gateway.errors import DatabaseUnavailable
+from dicom_gateway.database import instances, is_full
+from dicom_gateway.errors import DatabaseUnavailable, OutOfResources
 from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.records import Arrival, Instance
-from dicom_gateway.store.files import DurableFolder
-from dicom_gateway.store.identity import Identity, identify
+from dicom_gateway.store.envelope import (
+    Clock,
+    Envelope,
+    Note,
+    NotOurs,
+    read_head,
+    relative_path,
+    write_head,
+)
+from dicom_gateway.store.files import DurableFolder, digest_of
+from dicom_gateway.store.group import GroupCommit
+from dicom_gateway.store.identity import identify
+from dicom_gateway.store.notes import Notes
 from dicom_gateway.store.rows import Kept, as_instance, write_rows
 
-# Derived from a UUID, which needs no registration (PS3.5 B.2): uuid5 of "tritome".
-IMPLEMENTATION_CLASS_UID = "2.25.55315946140892021761536926937212057420"
-IMPLEMENTATION_VERSION_NAME = "TRITOME"
-
-_TRIES = 3
+_TRIES = 5
 
 
 class InstanceStore:
-    """Keeps instances, durably, safe for several association threads at once.
+    """Keeps instances, durably, safe for several threads and processes at once.
 
     Args:
         folder: The store's folder; files go to `instances/` below it.
         engine: From `open_database`.
         min_free_bytes: What must stay free on the file system.
+        resume_free_bytes: Once it didn't, what must be free before anything is kept again.
 
     Raises:
         ConfigurationError: the folder can't be made.
     """
 
-    def __init__(self, folder: Path, engine: sa.Engine, min_free_bytes: int) -> None:
-        self._folder = DurableFolder(folder, min_free_bytes)
-        self._engine = engine
+    def __init__(
+        self,
+        folder: Path,
+        engine: sa.Engine,
+        min_free_bytes: int,
+        resume_free_bytes: int | None = None,
+    ) -> None:
+        self._folder = DurableFolder(folder, min_free_bytes, resume_free_bytes)
+        self._notes = Notes(self._folder)
+        self._commits = GroupCommit(engine)
+        self._clock = Clock()
         self._log = get_logger(room="store")
 
     def clean(self) -> int:
@@ -71,11 +86,10 @@ class InstanceStore:
             DatabaseUnavailable: the index does not answer.
         """
         identity = identify(arrival)
-        sha256 = hashlib.sha256(arrival.encoded_dataset).hexdigest()
-        relative = _relative_path(identity.sop_instance_uid, sha256)
-        meta = _file_meta(identity, arrival)
-        self._folder.write(relative, (meta, arrival.encoded_dataset))
-        size_bytes = len(meta) + len(arrival.encoded_dataset)
+        sha256 = digest_of(arrival.encoded_dataset)
+        relative = relative_path(identity.sop_instance_uid, sha256)
+        note = Note(arrival.called_ae_title, arrival.calling_ae_title, self._clock.now_s())
+        head = write_head(identity, arrival, note)
         row = {
             "sop_instance_uid": identity.sop_instance_uid,
             "sha256": sha256,
@@ -85,21 +99,101 @@ class InstanceStore:
             "study_instance_uid": identity.study_instance_uid,
             "modality": identity.modality,
             "path": relative.as_posix(),
-            "size_bytes": size_bytes,
         }
-        kept = self._index(row, arrival)
-        self._tell(kept, arrival)
-        return as_instance(kept.row, self._folder.folder, conflicts=kept.conflicts)
-
-    def _index(self, row: dict[str, Any], arrival: Arrival) -> Kept:
         for _ in range(_TRIES):
             try:
-                with transaction(self._engine) as connection:
-                    return write_rows(connection, row, arrival)
-            except IntegrityError:
-                continue  # another thread or process wrote the same row first: look again
+                kept = self._reuse(relative, row, arrival, note) or self._make(
+                    relative, row, arrival, note, head
+                )
+            except (IntegrityError, _Vanished):
+                continue  # another thread or process was at the same object: look again
+            self._tell(kept, arrival)
+            return as_instance(kept.row, self._folder.folder, conflicts=kept.conflicts)
         msg = "the index refuses a row that is not in it; it will be tried again"
         raise DatabaseUnavailable(msg)
+
+    def _make(
+        self, relative: Path, row: dict[str, Any], arrival: Arrival, note: Note, head: bytes
+    ) -> Kept:
+        """A new object: file, then row."""
+        encoded = arrival.encoded_dataset
+        made = self._folder.write(relative, (head, encoded))
+        values = row | {"size_bytes": len(head) + len(encoded)}
+        try:
+            return self._index(relative, values, arrival, note, note)
+        except OutOfResources:
+            # The file would only take the room that the index lacks.
+            self._folder.take_back(relative, made)
+            raise
+
+    def _reuse(
+        self, relative: Path, row: dict[str, Any], arrival: Arrival, note: Note
+    ) -> Kept | None:
+        """An object whose file is there already; None where it isn't, or is damaged."""
+        with self._folder.reusing(relative) as there:
+            envelope = self._read(relative, row["sha256"]) if there else None
+            if envelope is None:
+                return None
+            # The one who renamed it may not have come as far as the sync.
+            self._folder.sync(relative)
+            values = row | {
+                "size_bytes": envelope.begins_at + len(arrival.encoded_dataset),
+                # It is the same bytes whatever was negotiated, and the file says what.
+                "transfer_syntax_uid": envelope.transfer_syntax_uid,
+            }
+            return self._index(relative, values, arrival, note, envelope.note)
+
+    def _read(self, relative: Path, sha256: str) -> Envelope | None:
+        """The head of a kept file; None where its bytes are not what they were."""
+        try:
+            with (self._folder.folder / relative).open("rb") as file:
+                envelope = read_head(file)
+                if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                    return envelope
+        except FileNotFoundError:
+            return None
+        except (OSError, NotOurs):
+            pass
+        self._log.error("a kept file was damaged; what was sent again takes its place")
+        return None
+
+    def _index(
+        self,
+        relative: Path,
+        values: dict[str, Any],
+        arrival: Arrival,
+        note: Note,
+        in_file: Note,
+    ) -> Kept:
+        """Writes the rows; `in_file` is what the file says about how it came."""
+
+        def work(connection: sa.Connection) -> Kept:
+            kept = write_rows(connection, values, arrival)
+            self._notes.write(connection, kept, arrival, note, in_file)
+            # From here on nobody else can remove its rows; whoever did so before took the
+            # file with them (`retention.py`).
+            try:
+                size_bytes = (self._folder.folder / kept.row.path).stat().st_size
+            except FileNotFoundError:
+                raise _Vanished from None
+            if kept.was_known and in_file is note:
+                # Written again: it was damaged, or came twice at the same moment.
+                connection.execute(
+                    instances.update()
+                    .where(instances.c.id == kept.row.id)
+                    .values(
+                        size_bytes=size_bytes, transfer_syntax_uid=values["transfer_syntax_uid"]
+                    )
+                )
+            return kept
+
+        try:
+            return self._commits.run(work)
+        except DatabaseUnavailable as error:
+            if is_full(error):
+                msg = "the index can't grow: its disk is full; free some space"
+                raise OutOfResources(msg) from error
+            raise
 
     def _tell(self, kept: Kept, arrival: Arrival) -> None:
         log = self._log.bind(
@@ -121,36 +215,5 @@ class InstanceStore:
             log.info("the series was sent again and is judged again")
 
 
-def _relative_path(sop_instance_uid: str, sha256: str) -> Path:
-    # Nothing that a peer sends becomes part of a path, only a digest of it.
-    digest = hashlib.sha256(f"{sop_instance_uid}\n{sha256}".encode()).hexdigest()
-    return Path("instances", digest[:2], digest[2:4], f"{digest}.dcm")
-
-
-def _file_meta(identity: Identity, arrival: Arrival) -> bytes:
-    """Preamble, prefix and file meta information; the same for the same object.
-
-    Written by hand: it must never depend on what a library thinks of a peer's values.
-
-    Source: PS3.10 7.1.
-    """
-    elements = b"".join(
-        (
-            _element(0x0001, b"OB", b"\x00\x01"),
-            _element(0x0002, b"UI", identity.sop_class_uid.encode()),
-            _element(0x0003, b"UI", identity.sop_instance_uid.encode()),
-            _element(0x0010, b"UI", arrival.transfer_syntax_uid.encode()),
-            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
-            _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode()),
-        )
-    )
-    group_length = _element(0x0000, b"UL", struct.pack("<I", len(elements)))
-    return b"\0" * 128 + b"DICM" + group_length + elements
-
-
-def _element(element: int, vr: bytes, value: bytes) -> bytes:
-    """One element of group 0002, explicit VR little endian."""
-    if len(value) % 2:
-        value += b" " if vr == b"SH" else b"\0"
-    length = struct.pack("<HI", 0, len(value)) if vr == b"OB" else struct.pack("<H", len(value))
-    return struct.pack("<HH", 0x0002, element) + vr + length + value
+class _Vanished(Exception):
+    """The file went while its row was written."""

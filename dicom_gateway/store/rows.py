@@ -20,8 +20,55 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from dicom_gateway.database import arrivals, instances, jobs, now_s, open_associations, series
+from dicom_gateway.database import (
+    arrivals,
+    instances,
+    job_events,
+    jobs,
+    now_s,
+    open_associations,
+    series,
+)
 from dicom_gateway.records import Arrival, Instance, JobState, SeriesState
+
+# Built once: writing such a statement anew costs more than running it.
+_HOLD_UID = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:held, 0))")
+_SERIES = (
+    sa.select(series.c.state, series.c.renewable)
+    .where(
+        series.c.series_instance_uid == sa.bindparam("uid"),
+        series.c.called_ae_title == sa.bindparam("title"),
+    )
+    .with_for_update()
+)
+_UNDER_THIS_UID = (
+    sa.select(instances, arrivals.c.conflicts)
+    .join_from(
+        instances,
+        arrivals,
+        sa.and_(
+            arrivals.c.instance_id == instances.c.id,
+            arrivals.c.called_ae_title == sa.bindparam("title"),
+        ),
+        isouter=True,
+    )
+    .where(instances.c.sop_instance_uid == sa.bindparam("uid"))
+)
+_NEW_INSTANCE = instances.insert().values(received_at_s=now_s()).returning(*instances.c)
+_NEW_ARRIVAL = arrivals.insert().values(received_at_s=now_s())
+_STILL_RECEIVING = (
+    series.update()
+    .where(
+        series.c.series_instance_uid == sa.bindparam("uid"),
+        series.c.called_ae_title == sa.bindparam("title"),
+    )
+    .values(calling_ae_title=sa.bindparam("calling"), last_arrival_at_s=now_s(), released_at_s=None)
+)
+_NEW_ASSOCIATION = {
+    "sqlite": sqlite.insert(open_associations).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(open_associations).on_conflict_do_nothing(),
+}
+"""By dialect."""
 
 _NOTHING_CAME_OF_IT = frozenset((JobState.FAILED.value, JobState.CANCELLED.value))
 
@@ -35,12 +82,20 @@ class Kept:
         conflicts: Other bytes under its SOP Instance UID stay in use.
         replaces: It has just taken the place of other bytes.
         reopens: A series that was decided or ignored is judged again because of it.
+        was_known: There was a row of the object, whoever it came to.
+        is_new_here: It had not come to this called AE title before.
+        touched: The series counts as just sent, by this sender.
+        other: The row of the other bytes that it conflicts with or replaces.
     """
 
     row: sa.Row[Any]
     conflicts: bool
     replaces: bool
     reopens: bool
+    was_known: bool
+    is_new_here: bool
+    touched: bool
+    other: sa.Row[Any] | None
 
 
 def write_rows(connection: sa.Connection, values: dict[str, Any], arrival: Arrival) -> Kept:
@@ -54,30 +109,25 @@ def write_rows(connection: sa.Connection, values: dict[str, Any], arrival: Arriv
     Raises:
         sqlalchemy.exc.IntegrityError: another thread wrote the same row first; try again.
     """
-    known = connection.execute(
-        sa.select(instances).where(
-            instances.c.sop_instance_uid == values["sop_instance_uid"],
-            instances.c.sha256 == values["sha256"],
-        )
-    ).one_or_none()
-    if known is None:
-        known = connection.execute(
-            instances.insert().values(**values, received_at_s=now_s()).returning(*instances.c)
-        ).one()
+    uid, title = values["sop_instance_uid"], arrival.called_ae_title
+    if connection.dialect.name == "postgresql":
+        # Two objects under one UID at the same moment: one of them is the first. SQLite has
+        # one writer at a time.
+        connection.execute(_HOLD_UID, {"held": uid})
     # PostgreSQL: hold the row of the series, so that a judgement that is under way comes
-    # before or after. SQLite has one writer at a time and leaves this out.
+    # before or after.
     received = connection.execute(
-        sa.select(series.c.state, series.c.renewable)
-        .where(_is_series(known, arrival))
-        .with_for_update()
+        _SERIES, {"uid": values["series_instance_uid"], "title": title}
     ).one_or_none()
     state = None if received is None else SeriesState(received.state)
-
-    in_use = _in_use(connection, known.sop_instance_uid, arrival.called_ae_title)
-    came_before = connection.execute(
-        sa.select(arrivals.c.conflicts).where(_is_arrival(known.id, arrival))
-    ).one_or_none()
-    is_other = in_use is not None and in_use[0] != known.id
+    found = connection.execute(_UNDER_THIS_UID, {"uid": uid, "title": title}).all()
+    known = next((row for row in found if row.sha256 == values["sha256"]), None)
+    came_before = None if known is None or known.conflicts is None else known
+    in_use = next((row for row in found if row.conflicts is False), None)
+    was_known = known is not None
+    if known is None:
+        known = connection.execute(_NEW_INSTANCE, values).one()
+    is_other = in_use is not None and in_use.id != known.id
     # Asked only where it matters: of nearly every instance there is nothing to ask.
     renewable = received is not None and (
         state is SeriesState.IGNORED
@@ -90,41 +140,71 @@ def write_rows(connection: sa.Connection, values: dict[str, Any], arrival: Arriv
     conflicts = replaces = False
     if in_use is not None and is_other:
         # What lies in another series is no correction of this one.
-        replaces = renewable and in_use[1] == known.series_instance_uid
+        replaces = renewable and in_use.series_instance_uid == known.series_instance_uid
         conflicts = not replaces
         if replaces:
             connection.execute(
-                arrivals.update().where(_is_arrival(in_use[0], arrival)).values(conflicts=True)
+                arrivals.update().where(_is_arrival(in_use.id, arrival)).values(conflicts=True)
             )
     if came_before is None:
         connection.execute(
-            arrivals.insert().values(
-                instance_id=known.id,
-                called_ae_title=arrival.called_ae_title,
-                calling_ae_title=arrival.calling_ae_title,
-                association_id=arrival.association_id,
-                conflicts=conflicts,
-                received_at_s=now_s(),
-            )
+            _NEW_ARRIVAL,
+            {
+                "instance_id": known.id,
+                "called_ae_title": title,
+                "calling_ae_title": arrival.calling_ae_title,
+                "association_id": arrival.association_id,
+                "conflicts": conflicts,
+            },
         )
     elif came_before.conflicts != conflicts:
         connection.execute(
             arrivals.update().where(_is_arrival(known.id, arrival)).values(conflicts=conflicts)
         )
     connection.execute(
-        _insert_or_skip(connection, open_associations).values(
-            association_id=arrival.association_id,
-            series_instance_uid=known.series_instance_uid,
-            called_ae_title=arrival.called_ae_title,
-        )
+        _NEW_ASSOCIATION[connection.dialect.name],
+        {
+            "association_id": arrival.association_id,
+            "series_instance_uid": known.series_instance_uid,
+            "called_ae_title": title,
+        },
     )
+    if conflicts and came_before is None:
+        _tell_jobs(connection, known, arrival)
     # What is sent again unchanged, or is set apart, is no news about a decided series. An
     # ignored one is looked at again: what wanted it not may want it now.
     reopens = state is SeriesState.IGNORED or (
         state is SeriesState.DECIDED and not conflicts and (came_before is None or replaces)
     )
-    _touch_series(connection, known, arrival, state, reopens=reopens, renewable=renewable)
-    return Kept(known, conflicts, replaces, reopens)
+    touched = _touch_series(connection, known, arrival, state, reopens=reopens, renewable=renewable)
+    return Kept(
+        known,
+        conflicts=conflicts,
+        replaces=replaces,
+        reopens=reopens,
+        was_known=was_known,
+        is_new_here=came_before is None,
+        touched=touched,
+        other=in_use if is_other else None,
+    )
+
+
+def _tell_jobs(connection: sa.Connection, instance: sa.Row[Any], arrival: Arrival) -> None:
+    """A line in the story of the jobs that were made with the other bytes."""
+    note = (
+        f"another object came under SOP Instance UID {instance.sop_instance_uid}; it is set "
+        "apart and not used ('tritome store conflicts')"
+    )
+    for job_id in connection.execute(
+        sa.select(jobs.c.job_id).where(
+            jobs.c.series_instance_uid == instance.series_instance_uid,
+            jobs.c.called_ae_title == arrival.called_ae_title,
+            jobs.c.state != JobState.CANCELLED.value,
+        )
+    ).scalars():
+        connection.execute(
+            job_events.insert().values(job_id=job_id, at_s=now_s(), stage="conflict", note=note)
+        )
 
 
 def as_instance(row: sa.Row[Any], folder: Path, *, conflicts: bool = False) -> Instance:
@@ -141,22 +221,6 @@ def as_instance(row: sa.Row[Any], folder: Path, *, conflicts: bool = False) -> I
         size_bytes=row.size_bytes,
         conflicts=conflicts,
     )
-
-
-def _in_use(
-    connection: sa.Connection, sop_instance_uid: str, called_ae_title: str
-) -> tuple[int, str] | None:
-    """Row id and series of the object that is in use under a SOP Instance UID."""
-    row = connection.execute(
-        sa.select(instances.c.id, instances.c.series_instance_uid)
-        .join(arrivals, arrivals.c.instance_id == instances.c.id)
-        .where(
-            instances.c.sop_instance_uid == sop_instance_uid,
-            arrivals.c.called_ae_title == called_ae_title,
-            arrivals.c.conflicts.is_(False),
-        )
-    ).first()
-    return None if row is None else (row.id, row.series_instance_uid)
 
 
 def _nothing_came_of(connection: sa.Connection, instance: sa.Row[Any], arrival: Arrival) -> bool:
@@ -182,8 +246,8 @@ def _touch_series(
     *,
     reopens: bool,
     renewable: bool,
-) -> None:
-    """Notes that the series was just sent to this called AE title."""
+) -> bool:
+    """Notes that the series was just sent to this called AE title; False where it is no news."""
     now: dict[str, Any] = {
         "calling_ae_title": arrival.calling_ae_title,
         "last_arrival_at_s": now_s(),
@@ -201,7 +265,18 @@ def _touch_series(
                 **now,
             )
         )
-        return
+        return True
+    if state is SeriesState.RECEIVING:
+        # Nearly every instance comes this way.
+        connection.execute(
+            _STILL_RECEIVING,
+            {
+                "uid": instance.series_instance_uid,
+                "title": arrival.called_ae_title,
+                "calling": arrival.calling_ae_title,
+            },
+        )
+        return True
     if reopens:
         now |= {
             "state": SeriesState.RECEIVING.value,
@@ -209,8 +284,8 @@ def _touch_series(
             "broken_off": False,
             "renewable": renewable,
         }
-    if reopens or state is SeriesState.RECEIVING:
         connection.execute(series.update().where(_is_series(instance, arrival)).values(**now))
+    return reopens
 
 
 def _is_series(instance: sa.Row[Any], arrival: Arrival) -> sa.ColumnElement[bool]:
@@ -225,11 +300,3 @@ def _is_arrival(instance_id: int, arrival: Arrival) -> sa.ColumnElement[bool]:
         arrivals.c.instance_id == instance_id,
         arrivals.c.called_ae_title == arrival.called_ae_title,
     )
-
-
-def _insert_or_skip(
-    connection: sa.Connection, table: sa.Table
-) -> sqlite.Insert | postgresql.Insert:
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table).on_conflict_do_nothing()
-    return sqlite.insert(table).on_conflict_do_nothing()

@@ -47,6 +47,7 @@ class OpenSeries:
     since_last_arrival_s: float
     since_association_ended_s: float | None
     broken_off: bool = False
+    study_instance_uid: str = ""
 
     @property
     def association_open(self) -> bool:
@@ -152,6 +153,7 @@ class SeriesIndex:
                     (now_s() - sa.func.min(arrivals.c.received_at_s)).label("first_s"),
                     sa.func.count(sa.case((arrivals.c.conflicts.is_(False), 1))).label("members"),
                     series.c.broken_off,
+                    series.c.study_instance_uid,
                 )
                 .join_from(series, instances, _same_series())
                 .join(arrivals, _same_arrival())
@@ -168,6 +170,7 @@ class SeriesIndex:
                 since_last_arrival_s=max(0.0, row.quiet_s),
                 since_association_ended_s=None if row.ended_s is None else max(0.0, row.ended_s),
                 broken_off=row.broken_off,
+                study_instance_uid=row.study_instance_uid,
             )
             for row in rows
         ]

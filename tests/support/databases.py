@@ -1,8 +1,8 @@
 """Both databases for the tests: a fresh SQLite file, or a fresh PostgreSQL database.
 
 Comes in: a folder. Goes out: a URL for `open_database`. The PostgreSQL server is a private
-one in a folder of its own, on a socket only; where none is installed the test is skipped
-by name, since a gateway without PostgreSQL is a whole gateway.
+one in a folder of its own, on a socket only. It refuses to run as root, so there it runs as
+somebody else.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 import sqlalchemy as sa
 
 from dicom_gateway.database import metadata, open_database
+from tests.support.processes import needs
 
 
 @contextmanager
 def a_postgresql() -> Iterator[str]:
     """Runs a private PostgreSQL while the block lasts; gives an SQLAlchemy URL."""
     initdb, pg_ctl = _program("initdb"), _program("pg_ctl")
-    if initdb is None or pg_ctl is None:
-        pytest.skip("PostgreSQL is not installed on this machine (Debian: postgresql)")
     folder = Path(tempfile.mkdtemp(prefix="tritome-pg-", dir="/tmp"))
     try:
         user = _other_user(folder)
@@ -56,9 +54,15 @@ def an_empty_index(url: str) -> Iterator[sa.Engine]:
         engine.dispose()
 
 
-def _program(name: str) -> str | None:
+def _program(name: str) -> str:
+    """Where a program of PostgreSQL is; Debian keeps them where no PATH looks.
+
+    Raises:
+        MissingPeer: it is not installed.
+    """
     places = [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
-    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
+    found = shutil.which(name, path=os.pathsep.join(places))
+    return found or needs(name, package="postgresql")
 
 
 def _other_user(folder: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.uid import (
     UID,
     CTImageStorage,
+    EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     generate_uid,
@@ -174,6 +176,86 @@ def a_ct_series(
     return series
 
 
+def an_enhanced_series(
+    frames: int = 8,
+    *,
+    times: int = 1,
+    shuffled: bool = False,
+    transfer_syntax_uid: str = ExplicitVRLittleEndian,
+    slopes: Sequence[float] | None = None,
+    **how: Any,
+) -> Dataset:
+    """Makes one Enhanced CT object, of the same place and pixels as `a_ct_series(frames)`.
+
+    Args:
+        frames: Positions at each time.
+        times: Time points; each has its pixels raised by 100 over the one before.
+        shuffled: Frames in a fixed, mixed order; else position within time.
+        transfer_syntax_uid: Also compressed ones that pydicom can write.
+        slopes: Rescale Slope of each frame before mixing; 1 where not given.
+        how: More of `a_ct_series`.
+    """
+    singles, stored = [], []
+    for time in range(times):
+        for ds in a_ct_series(frames, **how):
+            singles.append((time, ds))
+            stored.append(np.frombuffer(ds.PixelData, "<i2").astype(int) + 100 * time)
+    order = list(range(len(singles)))
+    if shuffled:
+        order = [int(n) for n in np.random.default_rng(11).permutation(len(singles))]
+    first = singles[0][1]
+    ds = Dataset()
+    for element in first:
+        if element.keyword not in _OF_A_FRAME:
+            ds.add(element)
+    ds.SOPClassUID = EnhancedCTImageStorage
+    ds.SOPInstanceUID = generate_uid()
+    ds.NumberOfFrames = len(singles)
+    ds.ContentDate, ds.ContentTime = "20260102", "101112"
+    organization = generate_uid()
+    ds.DimensionOrganizationSequence = [_item(DimensionOrganizationUID=organization)]
+    ds.DimensionIndexSequence = [
+        _item(
+            DimensionOrganizationUID=organization,
+            DimensionIndexPointer=pointer,
+            FunctionalGroupPointer=0x00209111,
+        )
+        for pointer in (0x00209128, 0x00209057)
+    ]
+    shared = _item(
+        PlaneOrientationSequence=[_item(ImageOrientationPatient=first.ImageOrientationPatient)],
+        PixelMeasuresSequence=[
+            _item(PixelSpacing=first.PixelSpacing, SliceThickness=first.SliceThickness)
+        ],
+    )
+    ds.SharedFunctionalGroupsSequence = [shared]
+    groups = []
+    for place in order:
+        time, single = singles[place]
+        slope = 1.0 if slopes is None else slopes[place]
+        groups.append(
+            _item(
+                PlanePositionSequence=[_item(ImagePositionPatient=single.ImagePositionPatient)],
+                PixelValueTransformationSequence=[
+                    _item(RescaleSlope=slope, RescaleIntercept=-1024, RescaleType="HU")
+                ],
+                FrameContentSequence=[
+                    _item(
+                        StackID="1",
+                        InStackPositionNumber=place % frames + 1,
+                        TemporalPositionIndex=time + 1,
+                        DimensionIndexValues=[time + 1, place % frames + 1],
+                    )
+                ],
+            )
+        )
+    ds.PerFrameFunctionalGroupsSequence = groups
+    ds.PixelData = b"".join(stored[place].astype("<i2").tobytes() for place in order)
+    ds["PixelData"].VR = "OW"
+    _set_transfer_syntax(ds, transfer_syntax_uid)
+    return ds
+
+
 def an_object_without_pixels(
     sop_class_uid: str = "1.2.840.10008.5.1.4.1.1.88.11", modality: str = "SR"
 ) -> Dataset:
@@ -257,6 +339,28 @@ def write_series(folder: Path, datasets: Iterable[Dataset]) -> list[Path]:
         path.write_bytes(as_file_bytes(ds))
         paths.append(path)
     return paths
+
+
+_OF_A_FRAME = frozenset(
+    {
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "SliceThickness",
+        "RescaleSlope",
+        "RescaleIntercept",
+        "RescaleType",
+        "PixelData",
+    }
+)
+"""What an enhanced object has in its functional groups instead."""
+
+
+def _item(**elements: Any) -> Dataset:
+    item = Dataset()
+    for keyword, value in elements.items():
+        setattr(item, keyword, value)
+    return item
 
 
 def _one_per_frame(value: float | Sequence[float], frames: int) -> list[float]:

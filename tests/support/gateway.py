@@ -15,6 +15,9 @@ import sqlalchemy as sa
 from dicom_gateway.config import ScpSettings
 from dicom_gateway.database import open_database
 from dicom_gateway.receive import Receiver
+from dicom_gateway.receive.commitment import Commitments
+from dicom_gateway.receive.incoming import Spool
+from dicom_gateway.receiving import holdings_of
 from dicom_gateway.records import Arrival, Instance
 from dicom_gateway.store import InstanceStore, SeriesIndex
 
@@ -39,9 +42,9 @@ class Keeping:
 
 
 @contextmanager
-def a_store(folder: Path, *, min_free_bytes: int = 0) -> Iterator[Keeping]:
-    """Opens the store of `folder`, new or as an earlier one left it."""
-    engine = open_database(f"sqlite:///{folder}/index.sqlite")
+def a_store(folder: Path, *, min_free_bytes: int = 0, url: str | None = None) -> Iterator[Keeping]:
+    """Opens the store of `folder`, new or as an earlier one left it; SQLite without a `url`."""
+    engine = open_database(url or f"sqlite:///{folder}/index.sqlite")
     try:
         yield Keeping(
             folder.resolve(),
@@ -67,6 +70,12 @@ class Door:
     def port(self) -> int:
         """Where it listens on 127.0.0.1."""
         return self.receiver.port
+
+    @property
+    def tls_port(self) -> int:
+        """Where it listens for DICOM TLS."""
+        assert self.receiver.tls_port is not None
+        return self.receiver.tls_port
 
     def wait_until(self, holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
         """Waits for something that the receiver does in its own threads."""
@@ -96,7 +105,8 @@ def an_open_door(
     """
     settings.setdefault("ae_titles", [{"ae-title": "LUNG", "pipelines": ["lung_ct"]}])
     settings.setdefault("reject_unknown_sources", False)
-    scp = ScpSettings(host="127.0.0.1", port=0, **settings)
+    settings.setdefault("host", "127.0.0.1")
+    scp = ScpSettings(port=0, **settings)
     with a_store(folder, min_free_bytes=min_free_bytes) as keeping:
         door: Door
 
@@ -113,7 +123,14 @@ def an_open_door(
                 door.ended.append(association_id)
                 door.news.notify_all()
 
-        door = Door(Receiver(scp, keep_and_note, note_the_end), keeping)
+        receiver = Receiver(
+            scp,
+            keep_and_note,
+            note_the_end,
+            spool=Spool(keeping.folder / "incoming", min_free_bytes),
+            commitments=Commitments(keeping.engine, holdings_of(keeping.engine, keeping.folder)),
+        )
+        door = Door(receiver, keeping)
         door.receiver.start()
         try:
             yield door

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.support.patience import until
 from tests.support.peers import Sent, storescu
 
 PATIENCE_S = 240.0
-ENDED = (JobState.DELIVERED, JobState.FAILED, JobState.CANCELLED)
+ENDED = (JobState.DELIVERED, JobState.FAILED, JobState.CANCELLED, JobState.SUPERSEDED)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,12 @@ class GatewayProcess:
 
 @contextmanager
 def a_gateway(
-    folder: Path, *, triton: str, pacs: Sequence[Pacs] = (), **sections: Any
+    folder: Path,
+    *,
+    triton: str,
+    pacs: Sequence[Pacs] = (),
+    peers: Sequence[Mapping[str, Any]] = (),
+    **sections: Any,
 ) -> Iterator[GatewayProcess]:
     """Runs a gateway that sends chest CTs for LUNG through lung_ct while the block lasts.
 
@@ -159,6 +164,7 @@ def a_gateway(
         folder: For its settings, log, store and index.
         triton: host:port of the gRPC service.
         pacs: Where results go.
+        peers: Whom it fetches from (`pacs` of gateway.yaml).
         sections: More of gateway.yaml, such as `completeness={...}`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,6 +201,7 @@ def a_gateway(
         "store": {"folder": "data", "min-free-bytes": 0},
         "completeness": {"after-release-s": 0.3, "quiet-s": 5.0, "give-up-s": 2.0},
         "jobs": {"retry-first-s": 0.5, "retry-max-s": 2.0},
+        "pacs": [dict(peer) for peer in peers],
     } | sections
     gateway = GatewayProcess(folder, settings)
     try:

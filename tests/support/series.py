@@ -6,7 +6,7 @@ Comes in: data sets, or the name of a real series. Goes out: a `Series` whose fi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,17 @@ LUNGS = Output("MASK", "labelmap", "UINT8", (-1, -1, -1), (LEFT_LUNG, RIGHT_LUNG
 def a_kept_series(folder: Path, datasets: Iterable[Dataset]) -> Series:
     """Writes the data sets and describes them as the store would."""
     return series_of_files(write_series(folder, datasets))[0]
+
+
+def joined(*parts: Sequence[Dataset]) -> list[Dataset]:
+    """Several generated series as one: one Series, Study and Frame of Reference UID."""
+    first = parts[0][0]
+    for part in parts:
+        for ds in part:
+            ds.SeriesInstanceUID = first.SeriesInstanceUID
+            ds.StudyInstanceUID = first.StudyInstanceUID
+            ds.FrameOfReferenceUID = first.FrameOfReferenceUID
+    return [ds for part in parts for ds in part]
 
 
 def series_of_files(paths: Iterable[Path]) -> list[Series]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
 from scipy.ndimage import gaussian_filter
 
 from ensemble_builder.verify import StoredVolume
@@ -22,3 +26,26 @@ def an_oblique_volume(
     affine[:3, :3] = about_z @ about_x @ np.diag([0.9, 0.8, 2.5])
     affine[:3, 3] = (-30.5, -55.25, 120.75)
     return StoredVolume(image, np.tile([slope, -24.0], (shape_kji[0], 1)), affine)
+
+
+def patient_coordinates(
+    shape_kji: tuple[int, int, int], affine_lps: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """LPS millimetres of every voxel, [K, J, I, 3]."""
+    k, j, i = np.indices(shape_kji)
+    return np.stack([i, j, k], axis=-1) @ affine_lps[:3, :3].T + affine_lps[:3, 3]
+
+
+def sampled(
+    series: Iterable[Dataset], field: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> None:
+    """Gives each single-frame instance the values that `field` has where its pixels lie."""
+    for ds in series:
+        orientation = np.array(ds.ImageOrientationPatient, float)
+        affine = np.eye(4)
+        affine[:3, 0] = orientation[:3] * float(ds.PixelSpacing[1])
+        affine[:3, 1] = orientation[3:] * float(ds.PixelSpacing[0])
+        affine[:3, 3] = np.array(ds.ImagePositionPatient, float)
+        values = field(patient_coordinates((1, ds.Rows, ds.Columns), affine)[0])
+        stored = (values - float(ds.RescaleIntercept)) / float(ds.RescaleSlope)
+        ds.PixelData = np.rint(stored).astype("<i2").tobytes()

@@ -25,12 +25,17 @@ COMMANDS = [
     ["gateway"],
     ["up"],
     ["send"],
+    ["fetch"],
     ["infer"],
     ["jobs", "list"],
     ["jobs", "show"],
     ["jobs", "watch"],
     ["jobs", "retry"],
     ["jobs", "cancel"],
+    ["series", "show"],
+    ["series", "complete"],
+    ["route", "explain"],
+    ["route", "schema"],
 ]
 HEAVY = ("torch", "monai", "highdicom", "pydicom", "pynetdicom", "tritonclient", "sqlalchemy")
 

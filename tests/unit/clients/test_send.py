@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom import dcmread
+from pydicom import dcmread, dcmwrite
 from pydicom.uid import (
     CTImageStorage,
     ExplicitVRLittleEndian,
@@ -27,12 +27,15 @@ from clients.send import (
     Found,
     Outcome,
     Peer,
+    Tls,
     batches,
     explain_status,
     find_instances,
     send,
 )
-from tests.support.dicom import CANARY, a_ct_series, write_series
+from tests.support.certificates import an_authority
+from tests.support.dicom import CANARY, a_ct_series, encoded, write_series
+from tests.support.gateway import an_open_door
 from tests.support.peers import free_port, storescp
 from tests.support.scripted_pacs import delay_negotiation_until_closed
 
@@ -307,3 +310,79 @@ def test_acceptance_follows_the_standard(status: int, accepted: bool) -> None:
     found = Found(Path("a"), CTImageStorage, "1.2", ExplicitVRLittleEndian, 1)
     assert Outcome(found, status).accepted is accepted
     assert explain_status(status).startswith(f"0x{status:04X}")
+
+
+def with_other_uids_in_the_file_meta(folder: Path, count: int = 2) -> list[Path]:
+    """Files whose file meta information names another object than their data set is."""
+    files = write_series(folder, a_ct_series(frames=count, rows=16, columns=16))
+    for path in files:
+        ds = dcmread(path)
+        ds.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{path.stat().st_ino}"
+        ds.file_meta.MediaStorageSOPClassUID = MRImageStorage
+        dcmwrite(path, ds, overwrite=True)
+    return files
+
+
+def test_an_object_is_announced_by_its_own_uids(tmp_path: Path) -> None:
+    """Not by those of the file meta information, where an archive has changed only one of them."""
+    files = with_other_uids_in_the_file_meta(tmp_path / "odd")
+    before = [path.read_bytes() for path in files]
+    found = find_instances(files).instances
+    with an_open_door(tmp_path / "store") as door:
+        report = send(found, Peer("127.0.0.1", door.port, "LUNG", "ME"))
+        assert report.complete, report.troubles()
+        kept = {one.sop_instance_uid: one.path.read_bytes() for one in door.kept}
+    for path, raw in zip(files, before, strict=True):
+        ds = dcmread(path)
+        assert path.read_bytes() == raw
+        assert kept[ds.SOPInstanceUID].endswith(encoded(ds))
+
+
+def test_what_real_archives_hold_is_taken(tmp_path: Path, repository_root: Path) -> None:
+    """The files whose data set has another UID than their file meta: v04, v06 and v08."""
+    shared = repository_root.parent / "shared" / "dicom"
+    folders = [folder for name in ("v04", "v06", "v08") for folder in shared.glob(f"{name}_*")]
+    if not folders:
+        pytest.skip("the shared studies are not on this machine")
+    found = find_instances(folders).instances
+    with an_open_door(tmp_path / "store") as door:
+        report = send(found, Peer("127.0.0.1", door.port, "LUNG", "ME"))
+    assert report.complete, report.troubles()
+    assert report.accepted == len(found) >= 12
+
+
+def test_a_refusal_of_our_own_gateway_says_why(tmp_path: Path) -> None:
+    """The error comment of the C-STORE response reaches the person who sends."""
+    write_series(tmp_path / "study", a_ct_series(frames=1, rows=512, columns=512))
+    found = find_instances([tmp_path / "study"]).instances
+    with an_open_door(tmp_path / "store", max_instance_bytes=100_000) as door:
+        report = send(found, Peer("127.0.0.1", door.port, "LUNG", "ME"))
+    ((reason, count),) = report.troubles()
+    assert (count, reason.partition(": ")[2]) == (1, "larger than the 100000 bytes that are taken")
+
+
+# pynetdicom drops the socket of a refused connection without closing it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_files_go_by_tls_where_that_is_asked_for(study: Path, tmp_path: Path) -> None:
+    """With our certificate; and what is wrong is said: no trust, no certificate, no TLS there."""
+    authority = an_authority(tmp_path / "authority")
+    ours, gateway = authority.sign("sender"), authority.sign("gateway")
+    found = find_instances([study]).instances
+    tls = {
+        "port": 0,
+        "certificate-file": gateway.certificate,
+        "key-file": gateway.key,
+        "client-ca-file": authority.certificate,
+    }
+    known = Tls(authority.certificate, ours.certificate, ours.key)
+    with an_open_door(tmp_path / "store", tls=tls) as door:
+        assert send(found, Peer("localhost", door.tls_port, "LUNG", "ME", known)).complete
+        wrong = {
+            "its certificate is not trusted": (door.tls_port, Tls()),
+            "it refuses ours": (door.tls_port, Tls(authority.certificate)),
+            "is this its TLS port": (door.port, known),
+        }
+        for said, (port, how) in wrong.items():
+            with pytest.raises(NotAccepted, match=said):
+                send(found, Peer("localhost", port, "LUNG", "ME", how), timeout_s=10.0)
+        gc.collect()  # pynetdicom drops the sockets of refused connections without closing them

@@ -155,3 +155,46 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """With the system's reason."""
     with pytest.raises(ConfigurationError, match=r"absent\.yaml: can't be read"):
         load_settings(tmp_path / "absent.yaml")
+
+
+def test_tls_files_are_relative_to_the_settings(tmp_path: Path) -> None:
+    """As every path in gateway.yaml; wherever the gateway is started from."""
+    text = GOOD.replace(
+        "    reject-unknown-sources: true\n",
+        "    reject-unknown-sources: true\n"
+        "    tls:\n"
+        "      certificate-file: tls/own.pem\n"
+        "      key-file: /etc/own.key\n"
+        "      client-ca-file: ca.pem\n",
+    )
+    tls = read(tmp_path, text).dicom.scp.tls
+    assert tls is not None
+    assert tls.certificate_file == tmp_path / "tls" / "own.pem"
+    assert (tls.key_file, tls.client_ca_file) == (Path("/etc/own.key"), tmp_path / "ca.pem")
+    assert (tls.port, tls.client_certificates) == (2762, "required")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("    port: 11112\n", "    plain: false\n", "nothing would be listened on"),
+        (
+            "        host-ip: 10.0.0.5\n",
+            "        certificates: [ct1.radiology]\n",
+            "'MODALITY' is bound to certificates, which needs tls",
+        ),
+        (
+            "        host-ip: 10.0.0.5\n",
+            "        certificates: ['no name']\n",
+            "name a certificate by its SHA-256 fingerprint",
+        ),
+        ("        host-ip: 10.0.0.5\n", "        port: 104\n", "has a port but no host-ip"),
+    ],
+)
+def test_receiving_settings_that_contradict_each_other_are_refused(
+    tmp_path: Path, old: str, new: str, complaint: str
+) -> None:
+    """With a sentence that names the source or the key."""
+    assert old in GOOD
+    (said,) = complaints(tmp_path, GOOD.replace(old, new))
+    assert complaint in said

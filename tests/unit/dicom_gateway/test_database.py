@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from dicom_gateway.database import metadata, now_s, open_database, reading, series, transaction
 from dicom_gateway.errors import DatabaseUnavailable
+from tests.support.databases import an_empty_index
 
 A_SERIES = {
     "series_instance_uid": "1.2.3",
@@ -42,6 +43,14 @@ def engine(tmp_path: Path) -> Iterator[sa.Engine]:
 def test_the_migrations_make_the_tables_that_the_code_uses(engine: sa.Engine) -> None:
     """Nothing is missing and nothing is left over."""
     with engine.begin() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+
+        assert compare_metadata(context, metadata) == []
+
+
+def test_the_migrations_make_the_same_tables_on_postgresql(postgresql_url: str) -> None:
+    """One chain for both databases."""
+    with an_empty_index(postgresql_url) as opened, opened.begin() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
 
         assert compare_metadata(context, metadata) == []

@@ -211,7 +211,7 @@ def test_a_late_instance_ends_the_job_that_still_waits(tmp_path: Path) -> None:
         until(lambda: court.jobs_of(frames))
         court.keep(frames[4:], "a2")
         until(lambda: len(court.jobs_of(frames)) == 2)
-        until(lambda: court.jobs_of(frames)[0].state is JobState.CANCELLED)
+        until(lambda: court.jobs_of(frames)[0].state is JobState.SUPERSEDED)
 
         old, new = court.jobs_of(frames)
         until(lambda: new.job_id in court.story(old))
@@ -228,7 +228,7 @@ def test_a_job_of_another_series_is_left_alone(tmp_path: Path) -> None:
         court.keep(frames[:4])
         until(lambda: court.jobs_of(frames))
         court.keep(frames[4:], "a2")
-        until(lambda: court.jobs_of(frames)[0].state is JobState.CANCELLED)
+        until(lambda: court.jobs_of(frames)[0].state is JobState.SUPERSEDED)
 
         assert [job.state for job in court.jobs_of(other)] == [JobState.WAITING]
 
@@ -248,6 +248,6 @@ def test_sending_a_failed_series_again_corrected_makes_a_new_job(tmp_path: Path)
 
         until(lambda: len(court.jobs_of(frames)) == 2)
         old, new = court.jobs_of(frames)
-        assert (old.state, new.state) == (JobState.FAILED, JobState.WAITING)
+        assert (old.state, new.state) == (JobState.SUPERSEDED, JobState.WAITING)
         used = court.keeping.index.instances_of_job(new.job_id).instances
         assert {one.sha256 for one in used} == {one.sha256 for one in corrected}

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from dicom_gateway.assemble.frames import frames_of
 from dicom_gateway.assemble.headers import read_header
+from dicom_gateway.assemble.split import split
+from dicom_gateway.assemble.stack import stack_frames
 from dicom_gateway.errors import UnusableSeries
-from tests.support.dicom import a_ct_series, write_series
+from tests.support.dicom import a_ct_series, an_enhanced_series, write_series
 
 PREAMBLE_BYTES = 132
 
@@ -31,6 +34,28 @@ def test_any_damaged_byte_reads_or_is_refused(tmp_path: Path, transfer_syntax: s
         except UnusableSeries:
             refused += 1
     assert refused
+
+
+@pytest.mark.filterwarnings("ignore")  # pydicom's own, about what it finds odd
+def test_any_damaged_functional_group_reads_or_is_refused(tmp_path: Path) -> None:
+    """Every eleventh byte of an enhanced object's header in turn; the rest is split and placed."""
+    (path,) = write_series(tmp_path, [an_enhanced_series(2, times=2, rows=4, columns=4)])
+    whole = path.read_bytes()
+    refused = read = 0
+    for place in range(PREAMBLE_BYTES, len(whole) - 128, 11):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF if place % 2 else 0x21
+        path.write_bytes(damaged)
+        try:
+            frames = frames_of(read_header(path))
+            split(frames)
+            stack_frames(frames[:2])
+        except UnusableSeries:
+            refused += 1
+        else:
+            read += 1
+    assert refused
+    assert read
 
 
 @pytest.mark.parametrize(

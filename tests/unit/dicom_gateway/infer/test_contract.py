@@ -71,6 +71,31 @@ def test_a_contract_becomes_a_record():
     assert contract.weights["license"] == "Apache-2.0"
 
 
+@pytest.mark.parametrize(
+    ("said", "allowed"),
+    [
+        (None, None),
+        ("refuse", ()),
+        ("resample", ("resample",)),
+        (["resample", "split"], ("resample", "split")),
+        ([], ()),
+    ],
+)
+def test_a_contract_says_what_may_be_done_to_irregular_series(
+    said: Any, allowed: tuple[str, ...] | None
+) -> None:
+    """One word or several; without the key the site decides."""
+    taken = {"kind": "volume", "modality": "CT"} | ({} if said is None else {"irregular": said})
+    assert read_contract(json.dumps(a_document(input=taken)), "lung_ct").irregular == allowed
+
+
+def test_an_unknown_way_with_irregular_series_is_refused() -> None:
+    """A typing mistake doesn't become a permission."""
+    taken = {"kind": "volume", "modality": "CT", "irregular": "guess"}
+    with pytest.raises(ContractMismatch, match="irregular"):
+        read_contract(json.dumps(a_document(input=taken)), "lung_ct")
+
+
 def test_the_builders_own_contract_is_read(repository_root: Path):
     """What the other half writes is what this half understands."""
     for path in sorted(repository_root.glob("model_repository/*/config.pbtxt")):

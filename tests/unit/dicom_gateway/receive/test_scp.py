@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import socket
 import struct
 import threading
@@ -15,6 +16,7 @@ import pytest
 import structlog.testing
 from pydicom import Dataset
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -24,6 +26,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
     SegmentationStorage,
+    UID_dictionary,
     generate_uid,
 )
 from pynetdicom import AE, AllStoragePresentationContexts
@@ -38,7 +41,22 @@ from dicom_gateway.records import Arrival, Instance
 from tests.support.dicom import CANARY, a_ct_series, encoded, write_series
 from tests.support.gateway import Door, an_open_door
 from tests.support.peers import echoscu, storescu
+from tests.support.raw_peer import (
+    ASSOCIATE_AC,
+    P_DATA,
+    a_c_store,
+    a_fragment,
+    a_raw_peer,
+    pdu,
+)
 
+NO_SYNTAX_OF_OBJECTS = frozenset(
+    (
+        "1.2.840.10008.1.2.6.1",  # RFC 2557 MIME encapsulation
+        "1.2.840.10008.1.2.6.2",  # XML encoding
+        "1.2.840.10008.1.20",  # Papyrus 3
+    )
+)
 PRIVATE_CLASS = "1.3.12.2.1107.5.9.1"
 RETIRED_CLASS = "1.2.840.10008.5.1.4.1.1.5"
 
@@ -247,6 +265,35 @@ def test_unusual_classes_are_kept_too(tmp_path: Path, sop_class: str) -> None:
         assert door.kept[0].sop_class_uid == sop_class
 
 
+def test_every_transfer_syntax_but_the_deflated_ones_is_accepted(tmp_path: Path) -> None:
+    """All that pydicom knows, retired ones too, each in a context of its own."""
+    known = [
+        uid
+        for uid, (name, kind, _, _, _) in UID_dictionary.items()
+        if kind == "Transfer Syntax" and uid not in NO_SYNTAX_OF_OBJECTS
+    ]
+    deflated = [uid for uid in known if "eflate" in UID(uid).name]
+    assert len(known) - len(deflated) > 50
+    with an_open_door(tmp_path) as door:
+        contexts = [(CTImageStorage, [syntax]) for syntax in known]
+        with an_association(door, contexts) as association:
+            accepted = {str(cx.transfer_syntax[0]) for cx in association.accepted_contexts}
+    assert accepted == set(known) - set(deflated)
+
+
+def test_private_classes_are_a_matter_of_settings(tmp_path: Path) -> None:
+    """All of them, or those that are listed; the standard's are taken in any case."""
+    contexts: list[tuple[str, list[str]]] = [
+        (one, [ExplicitVRLittleEndian]) for one in (PRIVATE_CLASS, "1.2.3.4", CTImageStorage)
+    ]
+    with (
+        an_open_door(tmp_path, private_sop_classes=(PRIVATE_CLASS,)) as door,
+        an_association(door, contexts) as association,
+    ):
+        accepted = {str(cx.abstract_syntax) for cx in association.accepted_contexts}
+        assert accepted == {PRIVATE_CLASS, CTImageStorage}
+
+
 def test_what_could_explode_or_is_no_storage_is_not_accepted(tmp_path: Path) -> None:
     """Deflated is left out, big endian is not, and queries have no place here."""
     contexts: list[tuple[str, list[str]]] = [
@@ -312,6 +359,70 @@ def test_an_instance_past_the_limit_is_refused_and_the_next_one_is_kept(tmp_path
         assert status_of(association, large) == 0xA700
         assert status_of(association, small) == 0x0000
         assert [i.sop_instance_uid for i in door.kept] == [small.SOPInstanceUID]
+
+
+def test_a_data_set_without_end_ends_the_association(tmp_path: Path) -> None:
+    """One that is too large hears why at its end; one that has none is cut off."""
+    with an_open_door(tmp_path, max_instance_bytes=100_000) as door:
+        with a_raw_peer(door.port) as peer:
+            assert peer.associate() == ASSOCIATE_AC
+            command = a_c_store(generate_uid())
+            peer.say(pdu(P_DATA, a_fragment(3, command, command=True, last=True)))
+            piece = pdu(P_DATA, a_fragment(3, b"\0" * 130_000, command=False, last=False))
+            with suppress(ConnectionError):
+                while True:
+                    peer.say(piece)
+        door.wait_until(lambda: bool(door.ended))
+        assert echoscu("127.0.0.1", door.port, called="LUNG").exit_code == 0
+
+
+def test_a_large_instance_lies_on_the_disk_while_it_comes(tmp_path: Path) -> None:
+    """In the store's own folder, without a name, and is kept byte for byte."""
+    (large,) = a_ct_series(1, rows=1024, columns=1024)
+    seen: list[Any] = []
+
+    def keep_and_look(arrival: Arrival) -> Instance:
+        seen.append(type(arrival.encoded_dataset))
+        return door.keeping.store.keep(arrival)
+
+    with an_open_door(tmp_path, keep=keep_and_look) as door, an_association(door) as association:
+        assert status_of(association, large) == 0x0000
+        assert seen == [mmap.mmap]
+        assert door.kept[0].path.read_bytes().endswith(encoded(large))
+        assert [one for one in door.keeping.files() if one.suffix != ".dcm"] == []
+
+
+def test_a_disk_without_room_is_told_before_all_of_it_has_come(tmp_path: Path) -> None:
+    """A large instance is dropped while it comes; the association goes on."""
+    (large,) = a_ct_series(1, rows=3000, columns=3000)
+    with (
+        an_open_door(tmp_path, min_free_bytes=1 << 60) as door,
+        an_association(door) as association,
+    ):
+        answer = association.send_c_store(large)
+        assert (answer.Status, answer.ErrorComment) == (
+            0xA700,
+            "the disk is full; send again later",
+        )
+        assert status_of(association, a_ct_series(1)[0]) == 0xA700
+        assert door.keeping.files() == []
+
+
+def test_a_refusal_says_why_in_the_error_comment(tmp_path: Path) -> None:
+    """At most 64 characters (PS3.7 C.1), cut at a word; nothing of a patient."""
+    (ds,) = a_ct_series(1)
+    with an_open_door(tmp_path) as door, an_association(door) as association:
+        del ds.SeriesInstanceUID
+        answer = association.send_c_store(ds)
+        assert (answer.Status, answer.ErrorComment) == (
+            0xC000,
+            "Series Instance UID (0020,000E) is missing",
+        )
+        ds.SeriesInstanceUID = "1.2.a"
+        comment = str(association.send_c_store(ds).ErrorComment)
+        assert comment.startswith("Series Instance UID (0020,000E) is no UID")
+        assert comment.endswith("...")
+        assert len(comment) <= 64
 
 
 def test_a_full_disk_is_answered_with_out_of_resources(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -11,12 +12,18 @@ from pathlib import Path
 
 import pydicom
 import pytest
+import sqlalchemy as sa
 import structlog.testing
 from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless
 
 from dicom_gateway.errors import ConfigurationError, OutOfResources
 from tests.support.dicom import CANARY, a_ct_series, an_arrival, encoded
-from tests.support.gateway import a_store
+from tests.support.gateway import Keeping, a_store
+
+
+def kept_files(keeping: Keeping) -> list[Path]:
+    """All files but the notes beside them."""
+    return [path for path in keeping.files() if path.suffix != ".json"]
 
 
 @pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian, JPEG2000Lossless])
@@ -43,7 +50,7 @@ def test_no_received_value_gets_into_a_file_name(tmp_path: Path) -> None:
         path = keeping.store.keep(an_arrival(ds)).path
 
         relative = path.relative_to(keeping.folder)
-        assert relative.match("instances/[0-9a-f][0-9a-f]/[0-9a-f][0-9a-f]/*.dcm")
+        assert relative.match("instances/[0-9a-f][0-9a-f]/*.dcm")
         assert ds.SOPInstanceUID not in str(path)
         assert path.stat().st_mode & 0o077 == 0
 
@@ -74,7 +81,7 @@ def test_one_object_for_two_called_ae_titles_is_kept_once_and_belongs_to_both(
             keeping.index.load_series(ds.SeriesInstanceUID, title) for title in ("LUNG", "LIVER")
         ]
         assert series[0].instances == series[1].instances
-        assert len(keeping.files()) == 1
+        assert len(kept_files(keeping)) == 1
 
 
 def test_another_object_under_the_same_uid_is_set_apart_and_reported(tmp_path: Path) -> None:
@@ -127,6 +134,30 @@ def test_a_disk_that_fills_up_leaves_nothing_partial(
         assert keeping.store.keep(arrival).path.exists()
 
 
+def test_an_index_that_cannot_grow_gives_the_room_of_the_file_back(tmp_path: Path) -> None:
+    """SQLITE_FULL at the commit: refused like a full disk, no file stays without a row."""
+    frames = a_ct_series(200, rows=4, columns=4)
+    with a_store(tmp_path) as keeping:
+        keeping.store.keep(an_arrival(frames[0]))
+
+        def may_not_grow(connection: sqlite3.Connection, _record: object) -> None:
+            connection.execute("PRAGMA max_page_count=1")  # as many as there are
+
+        sa.event.listen(keeping.engine, "connect", may_not_grow)
+        keeping.engine.dispose()
+        kept = 1
+        with pytest.raises(OutOfResources, match="index can't grow") as refusal:
+            for ds in frames[1:]:
+                keeping.store.keep(an_arrival(ds))
+                kept += 1
+        assert refusal.value.status == 0xA700
+        assert len(kept_files(keeping)) == kept
+
+        sa.event.remove(keeping.engine, "connect", may_not_grow)
+        keeping.engine.dispose()
+        assert keeping.store.keep(an_arrival(frames[kept])).path.exists()
+
+
 def test_a_file_too_large_for_the_process_leaves_nothing_partial(tmp_path: Path) -> None:
     """A write that really stops half-way (RLIMIT_FSIZE) is refused and cleaned up."""
     program = """
@@ -176,7 +207,7 @@ def test_a_file_without_its_row_is_found_again_by_the_next_transmission(tmp_path
         again = second.store.keep(arrival)
 
         assert again.path == path
-        assert second.files() == [path]
+        assert kept_files(second) == [path]
         assert second.index.load_series(again.series_instance_uid, "LUNG").instances == (again,)
 
 
@@ -214,7 +245,7 @@ def test_many_associations_keep_at_once(tmp_path: Path) -> None:
         assert failures == []
         assert len(series.instances) == 8 * 4 + 4
         assert not any(instance.conflicts for instance in series.instances)
-        assert sorted(i.path for i in series.instances) == keeping.files()
+        assert sorted(i.path for i in series.instances) == kept_files(keeping)
 
 
 _KILLED_KEEPER = """

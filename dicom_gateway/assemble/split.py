@@ -1,0 +1,241 @@
+"""A series that holds several volumes is taken apart; each part gets a name.
+
+In: the frames of a series in any order. Out: `Part`s, always the same ones in the same
+order, and notes of what was left out. Pure.
+
+First by what can't lie in one volume: orientation, grid, frame of reference. Then, while
+several frames share a place, by what differs among them: kind of image, echo, diffusion,
+time. Values that a whole volume shares (an echo time) group by themselves. Values that
+change from slice to slice (an acquisition time) can only put the frames at each place in
+order: the n-th of each place make the n-th volume, if every place has the same number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dicom_gateway.assemble import traits
+from dicom_gateway.assemble.frames import Frame
+from dicom_gateway.assemble.stack import (
+    SAME_POSITION_MM,
+    normal_of,
+    orientations,
+    refuse_other_objects,
+    refuse_unplaced,
+)
+from dicom_gateway.assemble.traits import Trait
+from dicom_gateway.errors import UnusableSeries
+
+_SHARED = (
+    traits.KIND,
+    traits.ECHO_TIME,
+    traits.ECHO,
+    traits.B_VALUE,
+    traits.DIRECTION,
+    traits.TIME_POINT,
+    traits.INDEX,
+    traits.STACK,
+    traits.ACQUISITION,
+)
+"""What all frames of one volume have alike, in the order in which it is tried."""
+
+_RANKED = (traits.TRIGGER, traits.ACQUIRED, traits.CONTENT, traits.NUMBER)
+"""What may change from slice to slice; Instance Number, only the order of things, is last."""
+
+COMPLETE_FRACTION = 0.5
+"""A value that not even half of the places have doesn't make a volume."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The frames of one volume, and its name for a person."""
+
+    name: str
+    frames: tuple[Frame, ...]
+
+
+def split(frames: Sequence[Frame]) -> tuple[tuple[Part, ...], tuple[str, ...]]:
+    """Takes a series apart.
+
+    Frames that can't be told apart stay together; whoever stacks them refuses them by name.
+
+    Returns:
+        The parts, and a sentence for each thing that was left out.
+
+    Raises:
+        UnusableSeries: no_pixel_data, unsupported_object, no_geometry; (several_orientations)
+            when no part has two slices.
+    """
+    frames = sorted(frames, key=lambda frame: (frame.sop_instance_uid, frame.number))
+    refuse_other_objects(frames)
+    notes = []
+    scouts = [frame for frame in frames if frame.header.is_localizer]
+    if scouts and len(scouts) < len(frames):
+        frames = [frame for frame in frames if not frame.header.is_localizer]
+        notes.append(f"{len(scouts)} localizer image(s) left out")
+    refuse_unplaced(frames)
+    grids = _by_grid(frames)
+    lonely = [grid for grid in grids if len(grid) < 2]
+    if lonely and len(lonely) == len(grids):
+        msg = (
+            f"the series has {len(grids)} images that lie in {len(grids)} different planes, as a "
+            "localizer has; send a series of cross-sections"
+        )
+        raise UnusableSeries(msg, code="several_orientations")
+    if lonely:
+        grids = [grid for grid in grids if len(grid) > 1]
+        notes.append(f"{len(lonely)} single image(s) of another orientation or size left out")
+    parts = []
+    names = _grid_names(grids) if len(grids) > 1 else [""]
+    for grid, plane in zip(grids, names, strict=True):
+        for words, members in _by_traits(grid, _SHARED):
+            name = ", ".join(word for word in (plane, *words) if word)
+            parts.append(Part(name, tuple(members)))
+    return _told_apart(parts), tuple(notes)
+
+
+def _by_grid(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """What could lie in one volume together; the largest first."""
+    groups: dict[tuple[object, ...], list[Frame]] = {}
+    for orientation, members in orientations(frames):
+        for frame in members:
+            header = frame.header
+            spacing = tuple(round(mm, 3) for mm in frame.pixel_spacing_mm or ())
+            place = (orientation, header.frame_of_reference_uid or "")
+            grid = (header.rows or 0, header.columns or 0, spacing)
+            groups.setdefault((*place, *grid), []).append(frame)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [members for _, members in ordered]
+
+
+def _grid_names(grids: Sequence[Sequence[Frame]]) -> list[str]:
+    names = []
+    for grid in grids:
+        assert grid[0].orientation is not None
+        normal = np.abs(normal_of(grid[0].orientation))
+        plane = ("sagittal", "coronal", "axial")[int(normal.argmax())]
+        names.append(plane if normal.max() > 0.9 else f"oblique {plane}")
+    sizes = [f"{grid[0].header.rows}x{grid[0].header.columns}" for grid in grids]
+    return [
+        name if names.count(name) == 1 else f"{name} {size}"
+        for name, size in zip(names, sizes, strict=True)
+    ]
+
+
+def _by_traits(
+    frames: Sequence[Frame], wanted: Sequence[str]
+) -> list[tuple[tuple[str, ...], Sequence[Frame]]]:
+    """Words and frames of each volume among frames of one grid."""
+    places = _places(frames)
+    counts = Counter(places)
+    if len(counts) < 2 or max(counts.values()) == 1:
+        return [((), frames)]
+    for number, name in enumerate(wanted):
+        values = [_value(frame, name) for frame in frames]
+        if not _tell_apart(places, values):
+            continue
+        groups: dict[Trait | None, list[Frame]] = {}
+        for frame, value in zip(frames, values, strict=True):
+            groups.setdefault(value, []).append(frame)
+        if any(len(set(_places(g))) < COMPLETE_FRACTION * len(counts) for g in groups.values()):
+            continue
+        found = []
+        ordered = sorted(groups, key=lambda value: _order(value, groups[value]))
+        for rank, value in enumerate(ordered, start=1):
+            word = _word(name, value, rank, len(ordered))
+            further = _by_traits(groups[value], wanted[number + 1 :])
+            found += [((word, *words), members) for words, members in further]
+        return found
+    for name in _RANKED:
+        ranked = _ranked(frames, places, name)
+        if ranked is not None:
+            count = len(ranked)
+            return [((f"time point {n} of {count}",), one) for n, one in enumerate(ranked, 1)]
+    return [((), frames)]
+
+
+def _order(
+    value: Trait | None, frames: Sequence[Frame]
+) -> tuple[bool, float, tuple[int, int, str]]:
+    """Numbers by size; words in the order in which the scanner wrote the images."""
+    first = min((one.header.instance_number, one.number, one.sop_instance_uid) for one in frames)
+    return value is None, value if isinstance(value, float) else 0.0, first
+
+
+def _ranked(frames: Sequence[Frame], places: Sequence[int], name: str) -> list[list[Frame]] | None:
+    """The n-th frame of each place, if every place has the same number of different ones."""
+    at: dict[int, list[tuple[Trait, int, Frame]]] = {}
+    for order, (frame, place) in enumerate(zip(frames, places, strict=True)):
+        value = _value(frame, name)
+        if value is None:
+            return None
+        at.setdefault(place, []).append((value, order, frame))
+    count = len(at[places[0]])
+    volumes: list[list[Frame]] = [[] for _ in range(count)]
+    for found in at.values():
+        values = [value for value, _, _ in found]
+        one_kind = len({type(value) for value in values}) == 1
+        if len(found) != count or len(set(values)) != count or not one_kind:
+            return None
+        for rank, (_, _, frame) in enumerate(sorted(found)):
+            volumes[rank].append(frame)
+    return volumes
+
+
+def _places(frames: Sequence[Frame]) -> list[int]:
+    """A number for each place along the normal; the same for frames at the same place."""
+    assert frames[0].orientation is not None
+    normal = normal_of(frames[0].orientation)
+    along = np.array([frame.position_lps_mm for frame in frames]) @ normal
+    order = np.argsort(along, kind="stable")
+    numbers = np.empty(len(frames), dtype=int)
+    numbers[order] = np.cumsum(np.diff(along[order], prepend=along[order[0]]) >= SAME_POSITION_MM)
+    return [int(number) for number in numbers]
+
+
+def _tell_apart(places: Sequence[int], values: Sequence[Trait | None]) -> bool:
+    seen: dict[int, set[Trait | None]] = {}
+    for place, value in zip(places, values, strict=True):
+        seen.setdefault(place, set()).add(value)
+    return any(len(found) > 1 for found in seen.values())
+
+
+def _value(frame: Frame, name: str) -> Trait | None:
+    if name == traits.NUMBER:
+        return frame.header.instance_number * 1e6 + frame.number
+    return dict(frame.traits).get(name)
+
+
+def _word(name: str, value: Trait | None, rank: int, count: int) -> str:
+    """What a person reads; no time of day, no date."""
+    if value is None:
+        return f"without {name}"
+    if name == traits.KIND:
+        # Code strings; whatever else a writer puts there stays out of the log.
+        return re.sub(r"[^A-Z0-9_/ +-]", "", str(value))[:48].strip() or f"kind {rank} of {count}"
+    if name == traits.ECHO_TIME:
+        return f"echo time {value:g} ms"
+    if name == traits.B_VALUE:
+        return f"b={value:g} s/mm2"
+    if name in (traits.ECHO, traits.ACQUISITION):
+        return f"{name} {value:g}"
+    return f"{name} {rank} of {count}"
+
+
+def _told_apart(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """No two parts under one name."""
+    names = Counter(part.name for part in parts)
+    seen: Counter[str] = Counter()
+    told = []
+    for part in parts:
+        name = part.name
+        if names[name] > 1:
+            seen[name] += 1
+            name = f"{name or 'volume'} ({seen[name]} of {names[name]})"
+        told.append(Part(name, part.frames))
+    return tuple(told)

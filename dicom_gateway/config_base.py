@@ -1,0 +1,46 @@
+"""What all sections of gateway.yaml are made of.
+
+In: values as a person wrote them. Out: checked ones, or a sentence that says what to write.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _ae_title(value: str) -> str:
+    # PS3.5 6.2: at most 16 characters of the default repertoire without backslash and
+    # control characters, leading and trailing spaces not significant, never all spaces.
+    if not re.fullmatch(r"[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?", value):
+        msg = "an AE title has 1 to 16 printable ASCII characters, no backslash, no outer spaces"
+        raise ValueError(msg)
+    return value
+
+
+def _ip_address(value: str) -> str:
+    try:
+        return str(ip_address(value))
+    except ValueError as error:
+        msg = "write an IP address such as 10.0.0.5, not a host name"
+        raise ValueError(msg) from error
+
+
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+IPAddress = Annotated[str, AfterValidator(_ip_address)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+UID = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)+$", max_length=64)]
+
+
+class Section(BaseModel):
+    """A part of gateway.yaml: frozen, kebab-case, nothing extra."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
+    )

@@ -1,0 +1,141 @@
+"""Jobs that take each other's place: a late instance, or a better series of the study.
+
+In: a job that was just made. Out: the earlier jobs of the same subject and pipeline, which
+have nothing to add any more: those that have not ended are superseded, what they have not
+delivered yet is dropped, and a job that was delivered stays so and says what came after it.
+All in the caller's transaction, the one that makes the new job: after a crash both have
+happened or neither.
+
+A worker that holds a superseded job finds its lease gone, as with one that was cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import sqlalchemy as sa
+
+from dicom_gateway.database import deliveries, jobs, now_s, results
+from dicom_gateway.jobs.rows import write_event
+from dicom_gateway.records import DeliveryState, Job, JobState, ReplacedResult
+
+_ENDED_WELL_OR_BY_HAND = (JobState.DELIVERED, JobState.CANCELLED)
+WITHDRAWN = "withdrawn"
+"""Stands for a successor where no job takes the place."""
+
+_MOST = 100
+"""A chain of jobs that took each other's place is not followed further."""
+
+
+def supersede_older(connection: sa.Connection, job: Job, subject: str) -> list[str]:
+    """Lets a new job take the place of the earlier ones; returns their ids.
+
+    Args:
+        connection: Inside `transaction(engine)`.
+        job: Just made, in the same transaction.
+        subject: A series, or a rule's choice within a study.
+    """
+    older = connection.execute(
+        sa.select(jobs.c.job_id, jobs.c.state)
+        .where(
+            jobs.c.subject == subject,
+            jobs.c.called_ae_title == job.called_ae_title,
+            jobs.c.pipeline == job.pipeline,
+            jobs.c.superseded_by.is_(None),
+            jobs.c.job_id != job.job_id,
+        )
+        # PostgreSQL: a worker that finishes one of them just now comes before or after.
+        .order_by(jobs.c.job_id)
+        .with_for_update()
+    ).all()
+    for row in older:
+        _supersede(connection, row.job_id, JobState(row.state), job.job_id)
+    if older:
+        names = ", ".join(row.job_id[:8] for row in older)
+        write_event(connection, job.job_id, "supersedes", f"takes the place of job {names}")
+    return [row.job_id for row in older]
+
+
+def withdraw(
+    connection: sa.Connection, subject: str, called_ae_title: str, pipelines: Collection[str]
+) -> list[str]:
+    """Ends the jobs of a subject that no rule asks for any more; returns their ids.
+
+    A series that has grown may be another one than the rules had taken.
+
+    Args:
+        connection: Inside `transaction(engine)`.
+        subject: As `supersede_older` has it.
+        called_ae_title: Of the series.
+        pipelines: Those that it goes through now; their jobs are left alone.
+    """
+    gone = connection.execute(
+        sa.select(jobs.c.job_id, jobs.c.state)
+        .where(
+            jobs.c.subject == subject,
+            jobs.c.called_ae_title == called_ae_title,
+            jobs.c.pipeline.not_in(list(pipelines)),
+            jobs.c.superseded_by.is_(None),
+        )
+        .order_by(jobs.c.job_id)
+        .with_for_update()
+    ).all()
+    for row in gone:
+        _supersede(connection, row.job_id, JobState(row.state), WITHDRAWN)
+    return [row.job_id for row in gone]
+
+
+def _supersede(connection: sa.Connection, job_id: str, state: JobState, successor: str) -> None:
+    heir = f"job {successor} takes its place"
+    if successor == WITHDRAWN:
+        heir = "the series has changed, and no rule asks for it any more"
+    # The key is free again: should the earlier choice come back, it is a new job.
+    change: dict[str, str | None] = {
+        "superseded_by": successor,
+        "unique_key": f"superseded {job_id}",
+    }
+    if state not in _ENDED_WELL_OR_BY_HAND:
+        change |= {"state": JobState.SUPERSEDED.value, "lease_owner": None, "lease_until_s": None}
+    connection.execute(
+        jobs.update()
+        .where(jobs.c.job_id == job_id)
+        .values(finished_at_s=sa.func.coalesce(jobs.c.finished_at_s, now_s()), **change)
+    )
+    dropped = connection.execute(
+        deliveries.update()
+        .where(
+            deliveries.c.job_id == job_id,
+            deliveries.c.state == DeliveryState.WAITING.value,
+        )
+        .values(state=DeliveryState.FAILED.value, last_error=f"superseded: {heir}")
+    ).rowcount
+    note = f"it was {state.value}; {heir}"
+    if dropped:
+        note += f"; {dropped} deliveries of it are dropped"
+    write_event(connection, job_id, "superseded", note)
+
+
+def replaced_results(connection: sa.Connection, job_id: str) -> list[ReplacedResult]:
+    """What the results of a job replace: class, SOP Instance UID and output, oldest first.
+
+    A superseded job that had made nothing stands for those that it took the place of.
+    """
+    found: list[ReplacedResult] = []
+    pending, seen = [job_id], 0
+    while pending and seen < _MOST:
+        predecessors = connection.execute(
+            sa.select(jobs.c.job_id)
+            .where(jobs.c.superseded_by == pending.pop())
+            .order_by(jobs.c.created_at_s)
+        ).scalars()
+        for predecessor in list(predecessors):
+            seen += 1
+            made = connection.execute(
+                sa.select(results.c.sop_class_uid, results.c.sop_instance_uid, results.c.output)
+                .where(results.c.job_id == predecessor)
+                .order_by(results.c.sop_instance_uid)
+            ).all()
+            found += [ReplacedResult(*row) for row in made]
+            if not made:
+                pending.append(predecessor)
+    return found

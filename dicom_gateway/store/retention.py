@@ -1,0 +1,310 @@
+"""Keep, the other end: what has had its time leaves, by a policy and in small steps.
+
+In: `store.retention` of gateway.yaml and the index. Out: fewer files and rows. One series is
+one step and one transaction: its files go first, then its rows, then the commit. Survives a
+crash: a step that was cut off is found again by the next look, since its rows are still
+there, and is done to its end; nothing is left that nobody knows of.
+
+What never goes: anything of a study of which a series is still coming or a job has not
+ended, and an instance that a job of another series uses.
+
+Source of the order: whoever keeps an object looks for its file last of all, in a transaction
+that holds the same rows (`instances.py`), so a file can't go under an acknowledgement.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from dicom_gateway.config import RetentionSettings
+from dicom_gateway.database import (
+    arrivals,
+    completed_by_hand,
+    instances,
+    job_instances,
+    jobs,
+    metadata,
+    now_s,
+    open_associations,
+    reading,
+    results,
+    series,
+    series_decisions,
+    stated_counts,
+    transaction,
+)
+from dicom_gateway.errors import DatabaseUnavailable, OutOfResources
+from dicom_gateway.observe.logging import get_logger
+from dicom_gateway.store.due import DAY_S, OPEN, Due, find_due
+from dicom_gateway.store.examine import RESULTS
+from dicom_gateway.store.files import DurableFolder, sync_folder
+from dicom_gateway.store.notes import Notes, note_path
+
+T = TypeVar("T")
+
+EVERY_S = 600.0
+"""Between two looks at what is due."""
+BETWEEN_STEPS_S = 0.05
+"""Intake and the workers come in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What one step has removed."""
+
+    instances: int = 0
+    results: int = 0
+    size_bytes: int = 0
+
+
+class Retention:
+    """Removes what is due; `run` returns when `stop` was called.
+
+    Args:
+        engine: From `open_database`.
+        folder: The store's folder.
+        settings: `store.retention` of gateway.yaml.
+    """
+
+    def __init__(self, engine: sa.Engine, folder: Path, settings: RetentionSettings) -> None:
+        self._engine = engine
+        self._durable = DurableFolder(folder, 0)
+        self._folder = self._durable.folder
+        self._notes = Notes(self._durable)
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._log = get_logger(room="store")
+
+    def run(self) -> None:
+        """Looks until `stop`; never ends because the database or the disk is away."""
+        while not self._stopping.is_set():
+            try:
+                for due in self.due():
+                    self.remove(due)
+                    if self._stopping.wait(BETWEEN_STEPS_S):
+                        return
+                self.remove_stray_results()
+            except (DatabaseUnavailable, OutOfResources) as error:
+                self._log.warning("retention_waits", reason=str(error))
+            self._stopping.wait(EVERY_S)
+
+    def stop(self) -> None:
+        """Asks it to end after the step in hand."""
+        self._stopping.set()
+
+    def due(self) -> list[Due]:
+        """What would be removed now, the oldest first.
+
+        Raises:
+            DatabaseUnavailable: the index does not answer.
+        """
+        with reading(self._engine) as connection:
+            return find_due(connection, self._settings)
+
+    def remove(self, due: Due) -> Removed:
+        """Removes one of them, where it is still due; one transaction.
+
+        Raises:
+            DatabaseUnavailable: the index does not answer.
+            OutOfResources: the disk doesn't take the change.
+        """
+        with transaction(self._engine) as connection:
+            # PostgreSQL: an arrival that is under way comes before or after.
+            connection.execute(
+                sa.select(series.c.state)
+                .where(
+                    series.c.series_instance_uid == due.series_instance_uid,
+                    series.c.called_ae_title == due.called_ae_title,
+                )
+                .with_for_update()
+            )
+            again = find_due(connection, self._settings, only=due)
+            if due.key not in {one.key for one in again}:
+                return Removed()
+            removed = self._remove(connection, due)
+        self._log.info(
+            "removed",
+            why=due.why,
+            series_instance_uid=due.series_instance_uid,
+            called_ae_title=due.called_ae_title,
+            instances=removed.instances,
+            results=removed.results,
+            size_mib=removed.size_bytes >> 20,
+        )
+        return removed
+
+    def remove_stray_results(self) -> int:
+        """Removes result files that no job ended with, after the days of delivered ones.
+
+        Of a job that failed, was cancelled or superseded while it wrote them.
+
+        Raises:
+            DatabaseUnavailable: the index does not answer.
+        """
+        days = self._settings.delivered_after_days
+        if days is None:
+            return 0
+        files = {path: path.stat().st_mtime for path in (self._folder / RESULTS).glob("*.dcm")}
+        with transaction(self._engine) as connection:
+            known = set(connection.execute(sa.select(results.c.path)).scalars())
+            oldest_s, now = connection.execute(
+                sa.select(sa.func.min(jobs.c.created_at_s), now_s()).where(jobs.c.state.in_(OPEN))
+            ).one()
+            strays = [
+                path.relative_to(self._folder)
+                for path, at_s in files.items()
+                if path.relative_to(self._folder).as_posix() not in known
+                and now - at_s > days * DAY_S
+                and (oldest_s is None or at_s < oldest_s)
+            ]
+            self._unlink(strays)
+        return len(strays)
+
+    def _remove(self, connection: sa.Connection, due: Due) -> Removed:
+        members = _members(connection, due)
+        job_ids = [] if due.instance_id is not None else _jobs_of(connection, due)
+        if _used_by_others(connection, [row.id for row in members], job_ids):
+            return Removed()  # just now; nothing has gone yet
+        made = self._remove_jobs(connection, job_ids)
+        gone = self._remove_instances(connection, due, members)
+        if due.instance_id is None:
+            _forget_series(connection, due)
+        return Removed(gone.instances, made.results, gone.size_bytes + made.size_bytes)
+
+    def _remove_jobs(self, connection: sa.Connection, job_ids: Sequence[str]) -> Removed:
+        """Result files, then every row that hangs on the jobs, then the jobs."""
+        found = [
+            row
+            for some in _portions(job_ids)
+            for row in connection.execute(
+                sa.select(results.c.path, results.c.size_bytes).where(results.c.job_id.in_(some))
+            )
+        ]
+        self._unlink([Path(row.path) for row in found])
+        for table in reversed(metadata.sorted_tables):
+            column = table.c.get("job_id")
+            if column is not None:
+                for some in _portions(job_ids):
+                    connection.execute(table.delete().where(column.in_(some)))
+        return Removed(0, len(found), sum(row.size_bytes for row in found))
+
+    def _remove_instances(
+        self, connection: sa.Connection, due: Due, members: Sequence[sa.Row[Any]]
+    ) -> Removed:
+        """Files, then rows; what another AE title has too only leaves this one."""
+        count = size_bytes = 0
+        for some in _portions(members):
+            ids = [row.id for row in some]
+            shared = set(
+                connection.execute(
+                    sa.select(arrivals.c.instance_id).where(
+                        arrivals.c.instance_id.in_(ids),
+                        arrivals.c.called_ae_title != due.called_ae_title,
+                    )
+                ).scalars()
+            )
+            for row in some:
+                if row.id in shared:
+                    self._notes.forget(Path(row.path), due.called_ae_title)
+            gone = [row for row in some if row.id not in shared]
+            paths = [Path(row.path) for row in gone]
+            self._unlink([*paths, *(note_path(path) for path in paths)])
+            connection.execute(
+                arrivals.delete().where(
+                    arrivals.c.instance_id.in_(ids),
+                    arrivals.c.called_ae_title == due.called_ae_title,
+                )
+            )
+            connection.execute(instances.delete().where(instances.c.id.in_([r.id for r in gone])))
+            count += len(gone)
+            size_bytes += sum(row.size_bytes for row in gone)
+        return Removed(count, 0, size_bytes)
+
+    def _unlink(self, relatives: Sequence[Path]) -> None:
+        folders = set()
+        for relative in relatives:
+            with suppress(FileNotFoundError):
+                (self._folder / relative).unlink()
+                folders.add((self._folder / relative).parent)
+        for folder in folders:
+            sync_folder(folder)
+
+
+def _members(connection: sa.Connection, due: Due) -> list[sa.Row[Any]]:
+    """The rows of what goes, held: on PostgreSQL nobody can use one of them until we are done."""
+    wanted = (
+        instances.c.id == due.instance_id
+        if due.instance_id is not None
+        else instances.c.series_instance_uid == due.series_instance_uid
+    )
+    return list(
+        connection.execute(
+            sa.select(instances.c.id, instances.c.path, instances.c.size_bytes)
+            .join(arrivals, arrivals.c.instance_id == instances.c.id)
+            .where(wanted, arrivals.c.called_ae_title == due.called_ae_title)
+            .order_by(instances.c.id)
+            .with_for_update()
+        )
+    )
+
+
+def _jobs_of(connection: sa.Connection, due: Due) -> list[str]:
+    return list(
+        connection.execute(
+            sa.select(jobs.c.job_id).where(
+                jobs.c.series_instance_uid == due.series_instance_uid,
+                jobs.c.called_ae_title == due.called_ae_title,
+            )
+        ).scalars()
+    )
+
+
+def _used_by_others(connection: sa.Connection, ids: Sequence[int], own: Sequence[str]) -> bool:
+    return any(
+        job_id not in own
+        for some in _portions(ids)
+        for job_id in connection.execute(
+            sa.select(job_instances.c.job_id)
+            .where(job_instances.c.instance_id.in_(some))
+            .distinct()
+        ).scalars()
+    )
+
+
+def _forget_series(connection: sa.Connection, due: Due) -> None:
+    """What the index says of a series beside its instances, and of its study after the last."""
+    for table in (open_associations, series_decisions, series):
+        connection.execute(
+            table.delete().where(
+                table.c.series_instance_uid == due.series_instance_uid,
+                table.c.called_ae_title == due.called_ae_title,
+            )
+        )
+    left = connection.execute(
+        sa.select(series.c.state)
+        .where(
+            series.c.study_instance_uid == due.study_instance_uid,
+            series.c.called_ae_title == due.called_ae_title,
+        )
+        .limit(1)
+    ).first()
+    uids = [due.series_instance_uid] + ([due.study_instance_uid] if left is None else [])
+    for table in (stated_counts, completed_by_hand):
+        connection.execute(
+            table.delete().where(
+                table.c.uid.in_(uids), table.c.called_ae_title == due.called_ae_title
+            )
+        )
+
+
+def _portions(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """A statement has a limited number of parameters."""
+    for first in range(0, len(values), 500):
+        yield values[first : first + 500]

@@ -1,0 +1,256 @@
+"""Which volumes a series holds: the contract decides, the order of arrival never does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from pydicom import Dataset
+
+from dicom_gateway.assemble.headers import read_header
+from dicom_gateway.assemble.plan import VolumePlan, plan_images, plan_volumes
+from dicom_gateway.assemble.policy import Allowance, allowance
+from dicom_gateway.config import AssemblySettings
+from dicom_gateway.errors import UnusableSeries
+from dicom_gateway.records import Series
+from tests.support.dicom import CORONAL, a_ct_series, an_enhanced_series
+from tests.support.series import a_contract, a_kept_series, a_real_series, joined
+
+EVERYTHING = Allowance(resample=True, split=True)
+EXAMPLES = int(os.environ.get("TRITOME_FUZZ", "25"))
+
+# Contract and site -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("contract", "site", "allowed"),
+    [
+        (None, None, set()),  # nobody says anything: refused
+        (None, ("resample",), {"resample"}),  # the site decides
+        ((), ("resample", "split"), set()),  # the contract refuses
+        (("resample", "split"), None, {"resample", "split"}),
+        (("resample", "split"), ("split",), {"split"}),  # the site narrows
+        (("split",), ("resample",), set()),
+    ],
+)
+def test_a_site_can_only_narrow_what_a_contract_allows(
+    contract: tuple[Any, ...] | None, site: tuple[Any, ...] | None, allowed: set[str]
+) -> None:
+    """Where the contract says nothing, the site alone decides."""
+    wanted = dataclasses.replace(a_contract(), irregular=contract)
+    irregular = {} if site is None else {wanted.pipeline: site}
+    found = allowance(wanted, AssemblySettings(irregular=irregular, max_gap_mm=3.0))
+    assert found == Allowance("resample" in allowed, "split" in allowed, max_gap_mm=3.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "allowed"),
+    [
+        ("resample", ("resample",)),
+        ("refuse", ()),
+        (["resample", "split"], ("resample", "split")),
+        ([], ()),
+    ],
+)
+def test_a_site_says_it_in_one_word_or_a_list(said: object, allowed: tuple[str, ...]) -> None:
+    """As it stands in gateway.yaml under `assembly.irregular`."""
+    found = AssemblySettings.model_validate({"irregular": {"lung_ct": said}, "max-gap-mm": 6})
+    assert found.irregular == {"lung_ct": allowed}
+
+
+@pytest.mark.parametrize("said", ["guess", ["resample", "guess"], 3])
+def test_a_site_that_says_anything_else_is_told_so(said: object) -> None:
+    """A typing mistake doesn't become a permission."""
+    with pytest.raises(ValidationError, match="irregular"):
+        AssemblySettings.model_validate({"irregular": {"lung_ct": said}})
+
+
+cached_header = lru_cache(maxsize=1024)(read_header)
+
+# Order -----------------------------------------------------------------------------------
+
+
+def two_echoes() -> list[Dataset]:
+    """Two volumes at the same places."""
+    first, second = a_ct_series(6, rows=4, columns=4), a_ct_series(6, rows=4, columns=4)
+    for ds in first:
+        ds.EchoTime = 10
+    for ds in second:
+        ds.EchoTime = 20
+    return joined(first, second)
+
+
+SERIES = {
+    "regular": lambda: a_ct_series(8, rows=4, columns=4),
+    "gap": lambda: a_ct_series(8, rows=4, columns=4, gap_at=3),
+    "tilt": lambda: a_ct_series(8, rows=4, columns=4, tilt_degrees=12.0),
+    "echoes": two_echoes,
+    "planes": lambda: joined(
+        a_ct_series(5, rows=4, columns=4), a_ct_series(5, rows=4, columns=4, orientation=CORONAL)
+    ),
+    "duplicate": lambda: a_ct_series(8, rows=4, columns=4, duplicate_at=2),
+    "enhanced": lambda: [an_enhanced_series(4, times=2, rows=4, columns=4, shuffled=True)],
+}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Series]:
+    """Each kind of series, as the store has it."""
+    folder = tmp_path_factory.mktemp("series")
+    return {name: a_kept_series(folder / name, make()) for name, make in SERIES.items()}
+
+
+def verdict(series: Series, allowed: Allowance) -> object:
+    """The volumes with their frames and affines, or the refusal's code and sentence."""
+    try:
+        return [told(plan) for plan in plan_volumes(series, allowed, cached_header)]
+    except UnusableSeries as error:
+        return error.code, str(error)
+
+
+def told(plan: VolumePlan) -> tuple[object, ...]:
+    """All of a plan that can be compared."""
+    frames = tuple((frame.sop_instance_uid, frame.number) for frame in plan.frames)
+    return plan.name, frames, plan.shape_kji, plan.affine_lps.tobytes(), plan.notes
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data(), name=st.sampled_from(sorted(SERIES)), allow=st.booleans())
+def test_any_order_gives_the_same_volumes_or_the_same_refusal(
+    kept: dict[str, Series], data: st.DataObject, name: str, allow: bool
+) -> None:
+    """Late, interleaved, backwards: names, frames, affines and sentences to the last bit.
+
+    Other bytes under a known UID are set apart by the store; they change nothing either.
+    """
+    series = kept[name]
+    allowed = EVERYTHING if allow else Allowance()
+    apart = [dataclasses.replace(one, conflicts=True) for one in series.instances]
+    again = data.draw(st.lists(st.sampled_from(apart), max_size=3))
+    mixed = dataclasses.replace(
+        series, instances=tuple(data.draw(st.permutations([*series.instances, *again])))
+    )
+    assert verdict(mixed, allowed) == verdict(series, allowed)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data(), name=st.sampled_from(sorted(SERIES)))
+def test_any_missing_slices_give_the_same_verdict_in_any_order(
+    kept: dict[str, Series], data: st.DataObject, name: str
+) -> None:
+    """Whatever has not come: never a volume with another affine than in order."""
+    series = kept[name]
+    there = data.draw(
+        st.lists(st.integers(0, len(series.instances) - 1), min_size=1, unique=True).filter(bool)
+    )
+    mixed = dataclasses.replace(series, instances=tuple(series.instances[n] for n in there))
+    ordered = dataclasses.replace(
+        series, instances=tuple(series.instances[n] for n in sorted(there))
+    )
+    for allowed in (EVERYTHING, Allowance()):
+        assert verdict(mixed, allowed) == verdict(ordered, allowed)
+
+
+# What is allowed -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gap", "tilt", "echoes", "planes"])
+def test_what_is_not_allowed_is_refused(kept: dict[str, Series], name: str) -> None:
+    """Resampling doesn't allow splitting, and splitting doesn't allow resampling."""
+    other = {"gap": "split", "tilt": "split"}.get(name, "resample")
+    with pytest.raises(UnusableSeries):
+        plan_volumes(kept[name], Allowance(**{other: True}))
+    assert plan_volumes(kept[name], EVERYTHING)
+
+
+def test_a_part_that_can_t_be_used_is_named(tmp_path: Path) -> None:
+    """A person reads which of the volumes it is."""
+    bad = a_ct_series(6, rows=4, columns=4, orientation=CORONAL, gap_at=2)
+    series = a_kept_series(tmp_path, joined(a_ct_series(6, rows=4, columns=4), bad))
+    with pytest.raises(UnusableSeries, match="of its volumes, 'coronal' can't be used") as caught:
+        plan_volumes(series, Allowance(split=True))
+    assert caught.value.code == "missing_slices"
+
+
+def test_each_part_is_resampled_by_itself(tmp_path: Path) -> None:
+    """Split first, then each as it needs; the notes say which."""
+    tilted = a_ct_series(8, rows=4, columns=4, orientation=CORONAL, tilt_degrees=10.0)
+    series = a_kept_series(tmp_path, joined(a_ct_series(9, rows=4, columns=4), tilted))
+    axial, coronal = plan_volumes(series, EVERYTHING)
+    assert (axial.name, axial.grid, axial.notes) == ("axial", None, ())
+    assert coronal.name == "coronal"
+    assert coronal.grid is not None
+    assert "gantry_tilt" in coronal.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "volumes", "shape"), [("v08", 2, (2, 288, 288)), ("v09", 10, (15, 64, 64))]
+)
+def test_real_series_are_split(name: str, volumes: int, shape: tuple[int, int, int]) -> None:
+    """Two orientations, ten time points without any time in their headers."""
+    plans = plan_volumes(a_real_series(name)[0][0], EVERYTHING)
+    assert [plan.shape_kji for plan in plans] == [shape] * volumes
+    assert len({plan.name for plan in plans}) == volumes
+
+
+# Pictures --------------------------------------------------------------------------------
+
+
+def test_a_picture_that_is_shown_inverted_is_inverted(tmp_path: Path) -> None:
+    """MONOCHROME1: the rescale turns it round, and the story says so."""
+    (ds,) = a_ct_series(1, rows=4, columns=4, bits_stored=12, signed=False, intercept=0.0)
+    ds.PhotometricInterpretation = "MONOCHROME1"
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(ds, keyword)
+    ds.ImagerPixelSpacing = [0.2, 0.1]
+    (plan,) = plan_images(a_kept_series(tmp_path, [ds]))
+    assert plan.invert
+    assert "inverted" in plan.notes[0]
+    np.testing.assert_array_equal(np.diag(plan.affine_lps), [0.1, 0.2, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "photometric", "inverted"),
+    [
+        ("INVERSE", "MONOCHROME2", True),
+        ("INVERSE", "MONOCHROME1", True),
+        ("IDENTITY", "MONOCHROME2", False),
+        ("", "MONOCHROME1", True),
+        ("", "MONOCHROME2", False),
+    ],
+)
+def test_either_of_two_attributes_says_that_small_is_white(
+    tmp_path: Path, shape: str, photometric: str, inverted: bool
+) -> None:
+    """Photometric Interpretation or Presentation LUT Shape."""
+    (ds,) = a_ct_series(1, rows=4, columns=4)
+    ds.PhotometricInterpretation = photometric
+    if shape:
+        ds.PresentationLUTShape = shape
+    (plan,) = plan_images(a_kept_series(tmp_path, [ds]))
+    assert plan.invert is inverted
+
+
+def test_every_picture_of_a_series_is_its_own(tmp_path: Path) -> None:
+    """Two views, in the order of their numbers, each with a name."""
+    views = a_ct_series(2, rows=4, columns=4, backwards=True)
+    for ds, view in zip(views, ("LL", "PA"), strict=True):
+        ds.ViewPosition = view
+    plans = plan_images(a_kept_series(tmp_path, views))
+    assert [plan.name for plan in plans] == ["image 1 of 2 (PA)", "image 2 of 2 (LL)"]
