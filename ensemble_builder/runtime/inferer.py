@@ -1,18 +1,23 @@
 """The `<name>_inferer` model: X -> Y, the network under the bundle's own inferer.
 
-The sliding window runs in this process; `networks/` decides what computes each window.
+The sliding window runs in this process; `networks/` decides what computes each window, unless
+the network is a Triton model of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ensemble_builder.runtime.config import BundleConfig
+from ensemble_builder.runtime.loading import extra_name
 from ensemble_builder.runtime.networks import load_network
-from ensemble_builder.runtime.recipe import BundleConfig, Recipe
+from ensemble_builder.runtime.networks.triton import TritonNetwork
+from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, Recipe
 from ensemble_builder.runtime.tensors import answer, instance_device, read, tensor_output
 
 
@@ -22,20 +27,34 @@ class Inferer:
     def initialize(self, args: dict[str, str]) -> None:
         """Loads weights and compiles the network for the device."""
         version_folder = Path(args["model_repository"]) / args["model_version"]
-        recipe = Recipe.load(version_folder)
+        self._recipe = Recipe.load(version_folder)
         self._device = instance_device(args)
-        bundle = BundleConfig(version_folder / "bundle", recipe.config, self._device)
+        folder = version_folder / BUNDLE_FOLDER
+        bundle = self._recipe.open(folder, self._device)
         self._inferer = bundle.inferer()
-        self._network = load_network(bundle, recipe, version_folder / "bundle", self._device)
-        self._amp = recipe.amp and self._device.type == "cuda"
+        self._network = self._choose(bundle, folder)
+        self._amp = self._recipe.amp and self._device.type == "cuda"
+
+    def _choose(self, bundle: BundleConfig, folder: Path) -> Callable[..., torch.Tensor]:
+        if self._recipe.network_model is None:
+            return load_network(bundle, self._recipe, folder, self._device)
+        batch = int(getattr(self._inferer, "sw_batch_size", 1))
+        return TritonNetwork(self._recipe.network_model, self._device, batch)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request."""
         return [answer(request, self._compute) for request in requests]
 
     def _compute(self, request: Any) -> list[Any]:
+        recipe = self._recipe
         x = read(request, "X", self._device)
+
+        def extra(key: str) -> torch.Tensor:
+            return read(request, extra_name(key), self._device)[None]
+
+        args = [extra(key) for key in recipe.network_args]
+        kwargs = {name: extra(key) for name, key in recipe.network_kwargs.items()}
         amp = torch.autocast("cuda") if self._amp else contextlib.nullcontext()
         with amp:
-            y = self._inferer(inputs=x[None], network=self._network)
+            y = self._inferer(x[None], self._network, *args, **kwargs)
         return [tensor_output("Y", y[0].to(torch.float32))]
