@@ -48,12 +48,19 @@ Settings = Annotated[
     ),
 ]
 Runtime = Annotated[
-    Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"],
+    Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt", "torch_compile"],
     typer.Option(help="What computes the network; auto: OpenVINO on a CPU, torch on a GPU."),
 ]
 Precision = Annotated[
     Literal["f32", "bf16", "f16"],
     typer.Option(help="Of the network's arithmetic; below f32 results differ a little."),
+]
+NetworkBackend = Annotated[
+    Literal["python", "onnxruntime", "tensorrt", "pytorch"] | None,
+    typer.Option(
+        help="Make the network a Triton model of its own, on this backend of Triton's, so that "
+        "windows of concurrent studies merge into batches."
+    ),
 ]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Build a bundle that has changed since the last time.")
@@ -68,9 +75,26 @@ RandomWeights = Annotated[
 Url = Annotated[str, typer.Option(help="Triton's gRPC host:port.")]
 
 
+def _print_schema(wanted: bool) -> None:
+    if wanted:
+        from ensemble_builder.spec import schema_text  # noqa: PLC0415
+
+        typer.echo(schema_text(), nl=False)
+        raise typer.Exit
+
+
 def build(
     bundle: Bundle,
     *,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema",
+            callback=_print_schema,
+            is_eager=True,
+            help="Print the JSON Schema of a pipeline's YAML and exit.",
+        ),
+    ] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The model repository to write into.")
     ] = _REPOSITORY,
@@ -79,6 +103,7 @@ def build(
     settings: Settings = None,
     runtime: Runtime = "auto",
     precision: Precision = "f32",
+    network_backend: NetworkBackend = None,
     random_weights: RandomWeights = None,
     trust: Trust = False,
     replace: Annotated[
@@ -102,6 +127,7 @@ def build(
         settings=settings or (),
         runtime=runtime,
         precision=precision,
+        network_backend=network_backend or "",
         name=name,
         random_weights=random_weights,
     )

@@ -23,8 +23,9 @@ import yaml
 from ensemble_builder.contract import SegmentRow
 from ensemble_builder.errors import BundleError
 from ensemble_builder.networks import ExportedNetwork, export_network
-from ensemble_builder.probe import Findings, probe
+from ensemble_builder.probe import Findings, missing_package, probe
 from ensemble_builder.runtime.config import BundleConfig
+from ensemble_builder.runtime.fusion import Split, split
 from ensemble_builder.runtime.networks import network_options
 from ensemble_builder.runtime.recipe import Recipe, Weights
 from ensemble_builder.runtime.weights import network_with_weights
@@ -75,8 +76,11 @@ class Bundle:
         channels: Input key -> names of its channels, where the metadata has them.
         classes: Names of the network's channels.
         segments: Of the label map, one row per label; empty where there is none.
+        irregular: What its metadata allows for irregular series: refuse, resample or split.
         notes: What was read otherwise than it is written, in words.
         network_files: Files of the network's own model for another backend than Python's.
+        y_edge: Datatype and dims of what crosses from the inferer step: the network's output,
+            or already labels of it.
     """
 
     folder: Path
@@ -93,8 +97,10 @@ class Bundle:
     weights_sha256: str
     licence: str
     source: str
+    irregular: str | None = None
     notes: tuple[str, ...] = ()
     network_files: Mapping[str, bytes] = field(default_factory=dict)
+    y_edge: tuple[str, tuple[int, ...]] = ("FP32", ())
 
     @property
     def is_built_in(self) -> bool:
@@ -188,6 +194,7 @@ def _read(folder: Path, options: Options) -> Bundle:
     for part in ("preprocessing", "inferer", "postprocessing", "network"):
         if bundle.place(part) is None:
             raise BundleError(_absent(bundle, part, configs))
+    _instantiate(bundle)
     weights = _weights(bundle, folder, options.random_weights)
     extra_keys = _extra_keys(bundle)
     _refuse_engines(bundle)
@@ -198,6 +205,7 @@ def _read(folder: Path, options: Options) -> Bundle:
     classes = _channel_names(_side(metadata, "outputs").get(findings.pred_key) or _first(metadata))
     segments = segments_of(metadata, classes, findings.labels) if labelmap else ()
     keyword = dict(extra_keys) if isinstance(extra_keys, Mapping) else {}
+    parts = _split(bundle, findings)
     recipe = Recipe(
         builder_version=BUILDER_VERSION,
         configs=configs,
@@ -215,6 +223,7 @@ def _read(folder: Path, options: Options) -> Bundle:
         network_kwargs=keyword,
         carried=findings.carried,
         overrides=dict(options.overrides),
+        y_channels=findings.y_dims[0] if parts else 0,
     )
     weights_file = folder / weights.path if weights.path else None
     name = model_name(options.name or folder.resolve().name)
@@ -240,9 +249,21 @@ def _read(folder: Path, options: Options) -> Bundle:
         else f"random weights of seed {weights.seed}",
         licence=str(metadata.get("license", metadata.get("copyright", ""))),
         source=str(metadata.get("data_source", "")),
+        irregular=_irregular(metadata),
         notes=(*bundle.notes, *(exported.notes if exported else ())),
         network_files=exported.files if exported else {},
+        y_edge=(parts.datatype, (parts.channels, *findings.y_dims[1:]))
+        if parts
+        else ("FP32", findings.y_dims),
     )
+
+
+def _split(bundle: BundleConfig, findings: Findings) -> Split | None:
+    """Where the inferer step already makes labels of the network's output; None where not."""
+    if len(findings.y_dims) < 3:
+        return None
+    parts = split(bundle.postprocessing(), findings.pred_key, findings.y_dims[0])
+    return parts if parts.reduction is not None else None
 
 
 # Configs ------------------------------------------------------------------------------
@@ -286,6 +307,33 @@ def _parsed(folder: Path, configs: Sequence[str], overrides: Mapping[str, Any]) 
     return BundleConfig(folder, configs, torch.device("cpu"), overrides)
 
 
+def _instantiate(bundle: BundleConfig) -> None:
+    """Builds every part but the network once, so that a mistake in one is said as its own.
+
+    Raises:
+        BundleError: one can't be built.
+    """
+    for part in ("preprocessing", "inferer", "postprocessing"):
+        try:
+            getattr(bundle, part)()
+        except BundleError:
+            raise
+        except RecursionError as error:
+            msg = f"{part}: refers to itself in a circle"
+            raise BundleError(msg) from error
+        except Exception as error:  # a bundle's own code raises what it likes
+            cause = error.__cause__ or error
+            missing = missing_package(cause)
+            words = " ".join(str(cause).split())[:300]
+            if "circular references" in words:
+                words, missing = "", f"{part}: refers to itself in a circle"
+            msg = missing or f"{part}: can't be built: {type(cause).__name__}: {words}"
+            raise BundleError(msg) from error
+
+
+_HINT = "; add it, or name another config with --config"
+
+
 def _absent(bundle: BundleConfig, part: str, configs: Sequence[str]) -> str:
     files = " + ".join(configs)
     training = next((key for key in ("trainer", "train", "loss") if bundle.raw(key)), None)
@@ -294,9 +342,13 @@ def _absent(bundle: BundleConfig, part: str, configs: Sequence[str]) -> str:
             f"{files} has no '{part}', which serving needs, but '{training}': it is a config for "
             "training; name an inference config with --config"
         )
+    for name in ("network_def", part):
+        written = bundle.raw(name)
+        if isinstance(written, str) and written.startswith("@"):
+            return f"'{name}' refers to '{written}', which {files} doesn't have"
     if part == "network":
-        return f"{files} has neither 'network_def' nor 'network', and serving needs one"
-    return f"{files} has no '{part}', which serving needs"
+        return f"{files} has neither 'network_def' nor 'network', and serving needs one{_HINT}"
+    return f"{files} has no '{part}', which serving needs{_HINT}"
 
 
 def _evaluator(bundle: BundleConfig) -> Mapping[str, Any]:
@@ -358,7 +410,8 @@ def _network(bundle: BundleConfig, weights: Weights, folder: Path) -> tuple[str,
     except Exception as error:  # a bundle's network raises what it likes
         cause = error.__cause__ or error
         words = " ".join(str(cause).split())[:300]
-        msg = f"{place}: can't be built: {type(cause).__name__}: {words}"
+        missing = missing_package(cause)
+        msg = missing or f"{place}: can't be built: {type(cause).__name__}: {words}"
         raise BundleError(msg) from error
 
 
@@ -431,7 +484,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        msg = f"configs/metadata.json can't be read: {why}"
+        msg = f"configs/metadata.json can't be read ({why}); every MONAI bundle has one"
         raise BundleError(msg) from error
     if not isinstance(found, dict):
         msg = "configs/metadata.json is not an object"
@@ -459,6 +512,14 @@ def _channel_names(described: Any) -> dict[int, str]:
         for key, name in sorted(stated.items(), key=lambda one: str(one[0]))
         if str(key).isdigit()
     }
+
+
+def _irregular(metadata: Mapping[str, Any]) -> str | None:
+    stated = metadata.get("irregular")
+    if stated in (None, "refuse", "resample", "split"):
+        return stated
+    msg = f"configs/metadata.json: irregular is {stated!r}, expected refuse, resample or split"
+    raise BundleError(msg)
 
 
 def _modality(described: Mapping[str, Any]) -> str:

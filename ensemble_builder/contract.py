@@ -53,6 +53,8 @@ class InputPart(_Part):
     """`volume`: one volume [K, J, I]. `image`: one 2-D image. `inputs`: see `inputs`."""
     modality: str
     """DICOM Modality, such as CT; empty where the bundle doesn't say."""
+    irregular: Literal["refuse", "resample", "split"] | None = None
+    """What may be done to a series that is no regular volume; None leaves it to the site."""
 
 
 class NamedInput(_Part):

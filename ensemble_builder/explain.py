@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from monai.transforms import Compose
 
@@ -110,6 +111,8 @@ def _options(one: Any) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 1 and len(value) <= 4:
+        value = value.tolist()
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     if value is None or value is False or (callable(value) and not isinstance(value, type)):

@@ -83,7 +83,7 @@ def steps_of(bundle: Bundle) -> tuple[Step, ...]:
     """The three steps of a bundle with their typed edges."""
     recipe, findings = bundle.recipe, bundle.findings
     x = Tensor("X", "FP32", findings.x_dims)
-    y = Tensor("Y", "FP32", findings.y_dims)
+    y = Tensor("Y", *bundle.y_edge)
     extras = tuple(
         Tensor(extra_name(key), datatype, dims)
         for key, (dims, datatype) in findings.extra_dims.items()
@@ -182,7 +182,11 @@ def contract_of(bundle: Bundle) -> Contract:
         description=bundle.description,
         intended_use=bundle.intended_use,
         input=InputPart.model_validate(
-            {"kind": short.get(kinds, "inputs"), "modality": bundle.modality}
+            {
+                "kind": short.get(kinds, "inputs"),
+                "modality": bundle.modality,
+                "irregular": bundle.irregular,
+            }
         ),
         inputs=tuple(_named_input(bundle, one) for one in recipe.inputs),
         outputs=tuple(

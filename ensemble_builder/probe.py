@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import monai
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -123,7 +124,7 @@ def probe(
         after = bundle.postprocessing()
         _refuse_randomness(before)
         found = _find_inputs(bundle, before, network, metadata_inputs, extra_keys)
-        pred_key = _pred_key(after)
+        pred_key = _pred_key(bundle, after)
         carried, done = _run_after(after, found, pred_key)
         outputs = _outputs(after, done, pred_key, found.input_shape)
         labels = _labels(after, found, pred_key, outputs, carried)
@@ -156,7 +157,7 @@ def _grid_of_x(found: _Try, x: torch.Tensor) -> dict[str, Any]:
     if not isinstance(image, MetaTensor) or x.ndim - 1 != len(found.input_shape):
         return {}
     names = " ".join(str(op.get("class", "")) for op in image.applied_operations)
-    if "Spacing" in names:
+    if "Spacing" in names or "SpatialResample" in names:
         return {"x_voxel_mm3": float(torch.linalg.det(image.affine[:3, :3].double()).abs())}
     return {"x_voxels_fixed": int(np.prod(x.shape[1:]))} if "Resize" in names else {}
 
@@ -224,7 +225,7 @@ def _try(
         done: Any = before(data)
     except Exception as error:  # a bundle's transform raises what it likes
         cause = root_cause(error)
-        missing = _missing_package(cause)
+        missing = missing_package(cause)
         if missing:
             raise BundleError(missing) from error
         sentence = f"preprocessing: {_transform_of(error)}{_said(cause)}"
@@ -279,7 +280,7 @@ def _predicted(
         raise _Failed(4, str(error)) from error
     except Exception as error:
         cause = root_cause(error)
-        missing = _missing_package(cause)
+        missing = missing_package(cause)
         if missing:
             raise BundleError(missing) from error
         msg = (
@@ -485,10 +486,11 @@ def _not_one_tensor(place: str, y: Any) -> str:
 # Results ------------------------------------------------------------------------------
 
 
-def _pred_key(after: Compose) -> str:
-    """MONAI's evaluator calls it `pred`; a bundle that doesn't has its own word."""
+def _pred_key(bundle: BundleConfig, after: Compose) -> str:
+    """MONAI's evaluator calls it `pred`; a bundle without one may have its own word."""
     keys = [str(k) for one in _flat(after) for k in getattr(one, "keys", ()) or ()]
-    return "pred" if "pred" in keys or not keys else keys[0]
+    evaluated = bool(bundle.components("SupervisedEvaluator"))
+    return "pred" if evaluated or "pred" in keys or not keys else keys[0]
 
 
 def _run_after(
@@ -682,12 +684,18 @@ def _extra_list(extra_keys: Sequence[str] | Mapping[str, str]) -> list[str]:
     return list(extra_keys.values() if isinstance(extra_keys, Mapping) else extra_keys)
 
 
-def _missing_package(cause: BaseException) -> str:
+def missing_package(cause: BaseException) -> str:
     """The sentence for a Python package that the bundle needs and this machine lacks."""
+    unknown = re.search(r"Cannot locate class or function path: '([^']+)'", str(cause))
+    if unknown:
+        return (
+            f"there is no '{unknown.group(1)}' in MONAI {monai.__version__} or the bundle: is it "
+            "spelt right, made for another MONAI, or missing from scripts/?"
+        )
     found = re.search(r"No module named '([\w.]+)'", str(cause))
-    if not isinstance(cause, ImportError) and "OptionalImportError" not in type(cause).__name__:
+    if not found:
         return ""
-    name = found.group(1).split(".")[0] if found else str(cause)[:80]
+    name = found.group(1).split(".")[0]
     return f"needs the Python package '{name}', which is not installed: pip install {name}"
 
 

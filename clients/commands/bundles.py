@@ -21,6 +21,7 @@ def options(
     settings: Sequence[str] = (),
     runtime: str = "auto",
     precision: str = "f32",
+    network_backend: str = "",
     name: str | None = None,
     random_weights: int | None = None,
 ) -> Options:
@@ -36,6 +37,7 @@ def options(
         overrides=dict(_setting(one) for one in settings),
         runtime=runtime,
         precision=precision,
+        network_backend=network_backend,
         name=name,
         random_weights=random_weights,
     )
@@ -57,16 +59,18 @@ def check_trust(bundle: str, *, again: bool) -> None:
     """Says once that a bundle is code; refuses one that changed.
 
     Raises:
-        BundleError: it changed since it was last built.
+        BundleError: it, or one that a pipeline names, changed since it was last built.
+        PipelineError: a pipeline's YAML is wrong.
     """
+    from ensemble_builder.pipeline import code_of  # noqa: PLC0415
     from ensemble_builder.trust import Trust, trust  # noqa: PLC0415
 
-    path = Path(bundle)
-    if not path.exists():
+    if not Path(bundle).exists():
         return  # a built-in name, or a mistake that reading it will name
-    known, digest = trust(path, again=again)
-    if known in (Trust.NEW, Trust.CHANGED):
-        warn(
-            f"A bundle is code, and reading {path.resolve().name} runs it. Its digest is "
-            f"recorded ({digest[:12]}); you will be asked again when it changes."
-        )
+    for path in code_of(Path(bundle)):
+        known, digest = trust(path, again=again)
+        if known in (Trust.NEW, Trust.CHANGED):
+            warn(
+                f"A bundle is code, and reading {path.resolve().name} runs it. Its digest is "
+                f"recorded ({digest[:12]}); you will be asked again when it changes."
+            )

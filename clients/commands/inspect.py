@@ -25,8 +25,13 @@ def run(bundle: str, options: Options, *, trust: bool) -> None:
         peak_bytes,
         transforms,
     )
+    from ensemble_builder.pipeline import find_pipeline  # noqa: PLC0415
 
     check_trust(bundle, again=trust)
+    pipeline = find_pipeline(bundle)
+    if pipeline is not None:
+        _print_pipeline(pipeline, options)
+        return
     with out.status(f"Reading {bundle} ..."):
         found = read_bundle(find_bundle(bundle), options)
         rows, tensors = transforms(found), edges(found)
@@ -52,6 +57,27 @@ def run(bundle: str, options: Options, *, trust: bool) -> None:
     out.print(f"Expected working memory for {size}: about {_size(peak_bytes(found))}")
     for note in found.notes:
         warn(note)
+
+
+def _print_pipeline(path: Path, options: Options) -> None:
+    """Each call of a pipeline of several models, and its common segment table."""
+    from ensemble_builder.pipeline import read_pipeline  # noqa: PLC0415
+
+    with out.status(f"Reading {path.name} ..."):
+        file, bundles, wired = read_pipeline(path, options)
+    out.print(f"[bold]{file.spec.pipeline}[/] {escape(file.spec.description)}")
+    out.print(f"Networks: {', '.join(f'{node} ({b.name})' for node, b in bundles.items())}")
+    calls = _table("Model", "Takes", "Gives")
+    for call in wired.calls:
+        gives = [f"{edge} {t.datatype} {list(t.dims)}" for t, edge in call.outputs]
+        takes = ", ".join(edge for _, edge in call.inputs)
+        calls.add_row(call.model, escape(takes), escape("\n".join(gives)))
+    out.print(calls)
+    segments = _table("Label", "Segment", "Type")
+    for row in wired.segments:
+        modifier = f", {row.type_modifier.meaning}" if row.type_modifier else ""
+        segments.add_row(str(row.label), escape(row.name), escape(row.type.meaning + modifier))
+    out.print(segments)
 
 
 def draw(target: str, output: Path, repository: Path, options: Options, *, trust: bool) -> None:

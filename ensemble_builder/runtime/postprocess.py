@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ensemble_builder.runtime.fusion import run, split
 from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, Recipe
+from ensemble_builder.runtime.recording import warm_up
 from ensemble_builder.runtime.results import result
 from ensemble_builder.runtime.state import decode_state, dictionary_of
 from ensemble_builder.runtime.tensors import (
@@ -33,6 +35,10 @@ class Postprocess:
         self._device = instance_device(args)
         bundle = self._recipe.open(version_folder / BUNDLE_FOLDER, self._device)
         self._transforms = bundle.postprocessing()
+        warm_up()
+        recipe = self._recipe
+        if recipe.y_channels:  # the inferer step has done a part of it
+            self._transforms = split(self._transforms, recipe.pred_key, recipe.y_channels).rest
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request."""
@@ -47,7 +53,7 @@ class Postprocess:
         carried = {one.key: read(request, one.tensor, self._device) for one in self._recipe.carried}
         recipe = self._recipe
         data = dictionary_of(recipe.network_key, recipe.pred_key, state, y, carried)
-        done = self._transforms(data)
+        done = run(self._transforms, data, recipe.pred_key)
         return [
             tensor_output(one.tensor, result(done[one.key], one, state.input_shape))
             for one in recipe.outputs

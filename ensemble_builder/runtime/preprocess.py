@@ -6,6 +6,7 @@ input, through the bundle's own MONAI transforms, on the device.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from ensemble_builder.runtime.tensors import (
     text_output,
 )
 from ensemble_builder.runtime.volumes import InputError
+from ensemble_builder.samples import sample
+
+_log = logging.getLogger(__name__)
 
 
 class Preprocess:
@@ -40,6 +44,22 @@ class Preprocess:
         self._device = instance_device(args)
         bundle = self._recipe.open(version_folder / BUNDLE_FOLDER, self._device)
         self._transforms = bundle.preprocessing()
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """One generated input goes through, so that the first study needn't wait for imports."""
+        request = sample(self._recipe.inputs)
+        try:
+            with torch.inference_mode():
+                self._transforms(
+                    loaded(
+                        self._recipe.inputs,
+                        lambda name, device: torch.from_numpy(request[name]).to(device),
+                        self._device,
+                    )
+                )
+        except Exception as error:  # noqa: BLE001 - a bundle may want another size; it will say so
+            _log.info("the warm-up didn't go through: %s", root_cause(error))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request."""
@@ -61,7 +81,8 @@ class Preprocess:
         for key in recipe.extra_keys():
             outputs.append(tensor_output(extra_name(key), torch.as_tensor(done[key])))
         for one in recipe.carried:
-            outputs.append(tensor_output(one.tensor, torch.as_tensor(done[one.key])))
+            if one.tensor != "X":  # which is there already
+                outputs.append(tensor_output(one.tensor, torch.as_tensor(done[one.key])))
         return outputs
 
 

@@ -115,6 +115,8 @@ class Recipe:
         runtime: What computes the network.
         amp: The bundle's evaluator asks for mixed precision (on CUDA only, as MONAI does).
         network_model: The model that computes the network; None where the inferer does.
+        y_channels: Channels of the network's output where the inferer step makes labels of
+            them already (`fusion.split`); 0 where Y is the network's output.
     """
 
     builder_version: str
@@ -134,6 +136,7 @@ class Recipe:
     carried: tuple[Carried, ...] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
     network_model: NetworkModel | None = None
+    y_channels: int = 0
 
     def open(self, bundle: Path, device: torch.device) -> BundleConfig:
         """The bundle's config as the builder read it."""

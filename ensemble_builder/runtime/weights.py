@@ -6,6 +6,7 @@ CPU, so that they are the same in every process of one machine.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -45,24 +46,46 @@ def load_weights(
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        for name in (key, "model", "state_dict"):
-            if isinstance(state, dict) and isinstance(state.get(name), dict):
-                state = state[name]
-                break
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"{path.name}: holds more than weights, and is not unpickled, because that runs code; "
+            "save the network's state_dict instead"
+        )
+        raise BundleError(msg) from error
+    except Exception as error:  # torch raises whatever its reader raises
+        msg = f"{path.name}: can't be read as weights: {_short(error)}"
+        raise BundleError(msg) from error
+    for name in (key, "model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+            break
+    try:
         module.load_state_dict(state, strict=strict)
-    except Exception as error:  # torch raises whatever its unpickler raises
-        words = " ".join(str(error).split())[:300]
-        msg = f"{path.name}: no weights for this network: {words}"
+    except Exception as error:  # of the shape of the file's content
+        msg = f"{path.name}: no weights for this network: {_short(error)}"
         raise BundleError(msg) from error
     return module
 
 
+def _short(error: Exception) -> str:
+    """The first words of what torch says; its lists of names go on for pages."""
+    words = " ".join(str(error).split())
+    return words if len(words) <= 200 else f"{words[:200]} ..."
+
+
 def _shaken(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Random weights that tell mistakes: fresh networks begin with norms and biases all equal."""
+    """Random weights that tell mistakes apart.
+
+    Fresh norms are all alike, so they are shaken; fresh biases outweigh what the image does
+    to the output of an untrained network, so they are small.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for name, parameter in module.named_parameters():
             if parameter.ndim == 1:
-                noise = torch.randn(parameter.shape, generator=generator) * 0.1
-                parameter.add_(noise.to(parameter.device))
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+                if name.endswith("bias"):
+                    parameter.copy_(0.02 * noise)
+                else:
+                    parameter.add_(0.1 * noise)
     return module

@@ -87,6 +87,11 @@ class TritonServer:
         """How often a model was loaded again because its stub died."""
 
     @property
+    def model_repository(self) -> Path:
+        """The folder that is served."""
+        return self._repository
+
+    @property
     def grpc_url(self) -> str:
         """host:port of the gRPC service."""
         return f"127.0.0.1:{self._ports.grpc}"

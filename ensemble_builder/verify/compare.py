@@ -81,8 +81,8 @@ def compare(expected: NDArray[Any], actual: NDArray[Any]) -> Parity:
 def compare_stages(expected: Stages, actual: Stages) -> tuple[StageParity, ...]:
     """Every stage's tensors, in the order of the steps.
 
-    Where the inferer step already does a part of the postprocessing (its Y has another
-    shape), Y is left out: the outputs say the same.
+    Where the inferer step already does a part of the postprocessing (its Y is labels), Y is
+    left out: the outputs say the same.
 
     Raises:
         ParityError: two tensors don't have the same shape.
@@ -90,21 +90,26 @@ def compare_stages(expected: Stages, actual: Stages) -> tuple[StageParity, ...]:
     affine = None
     if expected.x_affine is not None and actual.x_affine is not None:
         affine = float(np.abs(expected.x_affine - actual.x_affine).max())
-    found = [_stage("preprocess", "X", expected.x, actual.x, affine)]
-    if expected.y.shape == actual.y.shape:
-        found.append(_stage("inferer", "Y", expected.y, actual.y))
+    found = [compare_tensor("preprocess", "X", expected.x, actual.x, affine)]
+    if (expected.y.shape, expected.y.dtype.kind) == (actual.y.shape, actual.y.dtype.kind):
+        found.append(compare_tensor("inferer", "Y", expected.y, actual.y))
     for name, value in expected.outputs.items():
-        found.append(_stage("postprocess", name, value, actual.outputs[name]))
+        found.append(compare_tensor("postprocess", name, value, actual.outputs[name]))
     return tuple(found)
 
 
-def _stage(
+def compare_tensor(
     stage: str,
     tensor: str,
     expected: NDArray[Any],
     actual: NDArray[Any],
     affine: float | None = None,
 ) -> StageParity:
+    """One tensor's figures.
+
+    Raises:
+        ParityError: the two don't have the same shape.
+    """
     if expected.shape != actual.shape:
         msg = f"{stage}: {tensor} is {list(actual.shape)}, MONAI gives {list(expected.shape)}"
         raise ParityError(msg)

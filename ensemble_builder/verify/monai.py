@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from monai.data import MetaTensor, decollate_batch
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from numpy.typing import NDArray
 
 from ensemble_builder.bundle import Options, read_bundle
@@ -62,15 +62,14 @@ def monai_stages(source: Source, request: Request) -> Stages:
         data = cast(dict[str, Any], bundle.preprocessing()(data))
         network = network_with_weights(bundle, recipe.network_id, recipe.weights, source.folder)
         x = data[recipe.network_key]
-        args = [torch.as_tensor(data[key])[None] for key in recipe.network_args]
-        kwargs = {
-            name: torch.as_tensor(data[key])[None] for name, key in recipe.network_kwargs.items()
-        }
-        prediction = bundle.inferer()(x[None].float(), network, *args, **kwargs)
-        y = decollate_batch(prediction)[0] if prediction.ndim > 2 else prediction[0]
+        # As MONAI's DataLoader and evaluator do it: collated to a batch of one, and back.
+        wanted = (recipe.network_key, *recipe.extra_keys())
+        batch = list_data_collate([{key: data[key] for key in wanted}])
+        args = [torch.as_tensor(batch[key]) for key in recipe.network_args]
+        kwargs = {name: torch.as_tensor(batch[key]) for name, key in recipe.network_kwargs.items()}
+        prediction = bundle.inferer()(batch[recipe.network_key].float(), network, *args, **kwargs)
+        y = decollate_batch(prediction)[0]
         kept = np.array(_plain(y))
-        if not isinstance(y, MetaTensor) and isinstance(x, MetaTensor):
-            y = MetaTensor(y, meta=x.meta)
         data[recipe.pred_key] = y
         done = bundle.postprocessing()(data)
     return Stages(

@@ -20,6 +20,7 @@ import torch
 
 from ensemble_builder.bundle import Bundle, Options, find_bundle, read_bundle
 from ensemble_builder.errors import BuilderError
+from ensemble_builder.pipeline import find_pipeline
 from ensemble_builder.plan import bundle_digest, plan
 from ensemble_builder.repository import write
 from ensemble_builder.runtime.loading import loaded, network_input
@@ -35,6 +36,11 @@ from ensemble_builder.verify.certificate import (
 )
 from ensemble_builder.verify.compare import compare_stages
 from ensemble_builder.verify.monai import Stages, monai_stages
+from ensemble_builder.verify.pipeline import (
+    BuiltPipeline,
+    verify_pipeline_file,
+    verify_served_pipeline,
+)
 from ensemble_builder.verify.source import Request, Source
 from ensemble_builder.verify.triton import served_stages
 
@@ -61,6 +67,9 @@ def verify_bundle(
     Raises:
         BuilderError: it can't be built, served or compared.
     """
+    pipeline = find_pipeline(bundle)
+    if pipeline is not None:
+        return verify_pipeline_file(pipeline, options, runtimes, request)
     found = read_bundle(find_bundle(bundle), replace(options, runtime=runtimes[0]))
     with tempfile.TemporaryDirectory(prefix="tritome-verify-") as folder:
         repository = Path(folder) / "model_repository"
@@ -85,6 +94,9 @@ def verify_served(
     Raises:
         BuilderError: it isn't there, or can't be served or compared.
     """
+    built = BuiltPipeline.find(repository, pipeline)
+    if built is not None:
+        return verify_served_pipeline(built, request)
     source = Source.in_repository(repository, pipeline)
     contract = json.loads(
         (_newest(repository / pipeline) / "contract.json").read_text(encoding="utf-8")
