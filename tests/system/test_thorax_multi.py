@@ -161,7 +161,8 @@ def newest_trace(traces: Path, pipeline: str) -> dict[str, tuple[int, int]]:
             for stamp in one.get("timestamps", ())
         }
         return {
-            one["model_name"]: (at[n, "COMPUTE_START"], at[n, "COMPUTE_END"])
+            # COMPUTE_END comes after the next model was given the output.
+            one["model_name"]: (at[n, "COMPUTE_START"], at[n, "COMPUTE_OUTPUT_START"])
             for n, one in named.items()
             if one.get("parent_id") == whole[0] and (n, "COMPUTE_END") in at
         }
