@@ -17,6 +17,7 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 STUDY ?=
 BENCH_ARGS ?=
+BUNDLES ?= bundles
 PYTEST_ARGS ?=
 
 # The first Python that really runs (a pyenv shim may exist and not work) in 3.11 or 3.12.
@@ -78,14 +79,23 @@ bench: $(VENV)/.dev $(PERF_VENV)/.ready ## Measure lung_ct and the whole road (B
 
 .PHONY: model-repository
 model-repository: $(VENV)/.server ## Build model_repository/ again; commit what changes
-	@$(BIN)/tritome build lung_ct
+	@$(BIN)/tritome build lung_ct --replace
+	@$(BIN)/tritome build thorax_multi --replace
 
 .PHONY: train-lung-ct
 train-lung-ct: $(VENV)/.server ## Train the built-in lung_ct again from its fixed seed (about an hour)
 	@$(BIN)/python -m ensemble_builder.pipelines.lung_ct.train
 
+.PHONY: train-thorax-ct
+train-thorax-ct: $(VENV)/.server ## Train the built-in thorax_ct again from its fixed seed (about half an hour)
+	@$(BIN)/python -m ensemble_builder.pipelines.thorax_ct.train
+
+.PHONY: verify-bundles
+verify-bundles: $(VENV)/.server ## Prove a folder of bundles equal to MONAI (BUNDLES=folder)
+	@$(BIN)/tritome verify --all "$(BUNDLES)"
+
 # Each program that the tests call, and the package that brings it.
-PEERS := storescu:dcmtk storescp:dcmtk dcmqrscp:dcmtk Orthanc:orthanc dciodvfy:dicom3tools ip:iproute2 strace:strace \
+PEERS := storescu:dcmtk storescp:dcmtk dcmqrscp:dcmtk Orthanc:orthanc dciodvfy:dicom3tools ip:iproute2 strace:strace openssl:openssl \
   postgres:postgresql unshare:util-linux
 
 .PHONY: peers

@@ -12,10 +12,11 @@ import importlib.metadata
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from clients import cli_builder
 from clients.console import complain, err
 from clients.errors import ClientError, MissingExtra
 from dicom_gateway.errors import GatewayError
@@ -58,6 +59,7 @@ store_app = typer.Typer(
     help="Look after what the gateway keeps: check it, mend its index, remove what is due.",
 )
 app.add_typer(store_app, name="store", rich_help_panel="Use")
+cli_builder.register(app)
 
 Config = Annotated[
     Path, typer.Option("--config", "-c", help="The gateway's settings.", metavar="FILE")
@@ -164,28 +166,6 @@ def init(config: Config = _CONFIG) -> None:
     from clients.commands.serve import write_example  # noqa: PLC0415
 
     write_example(config)
-
-
-@app.command(rich_help_panel="Serve")
-def build(
-    bundle: Annotated[
-        str, typer.Argument(help="A MONAI bundle's folder, or a built-in one: lung_ct.")
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The model repository to write into.")
-    ] = _REPOSITORY,
-    runtime: Annotated[
-        Literal["auto", "torch", "openvino"],
-        typer.Option(help="What computes the network; auto: OpenVINO on a CPU, torch on a GPU."),
-    ] = "auto",
-) -> None:
-    """Turn a MONAI bundle into a Triton ensemble.
-
-    Example: [cyan]tritome build lung_ct --output model_repository[/]
-    """
-    from clients.commands.build import run  # noqa: PLC0415
-
-    run(bundle, output, runtime)
 
 
 @app.command(rich_help_panel="Serve")

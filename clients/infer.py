@@ -118,6 +118,39 @@ def predict_dicom(series: Series, pipeline: str, triton_url: str) -> Prediction:
     return _predict(fill, voxels, pipeline, triton_url)
 
 
+def stored_volume(
+    source: Path,
+) -> tuple[NDArray[np.int16], NDArray[np.float64], NDArray[np.float64]]:
+    """One volume from a DICOM folder or a NIfTI file, as the contract wants it.
+
+    Returns:
+        IMAGE int16 [K, J, I], RESCALE float64 [K, 2], AFFINE float64 [4, 4] in LPS millimetres.
+
+    Raises:
+        ClientError: it isn't one volume, or can't be read.
+        GatewayError: as the room assemble raises it.
+    """
+    from clients.nifti import is_nifti, read_nifti  # noqa: PLC0415
+    from dicom_gateway.assemble.arena import Arena  # noqa: PLC0415
+    from dicom_gateway.assemble.decoders import DecoderPool  # noqa: PLC0415
+    from dicom_gateway.assemble.headers import read_header  # noqa: PLC0415
+    from dicom_gateway.assemble.volume import assemble_volume  # noqa: PLC0415
+
+    if not source.exists():
+        msg = f"{source} doesn't exist"
+        raise ClientError(msg)
+    if is_nifti(source):
+        nifti = read_nifti(source)
+        return nifti.image, nifti.rescale, nifti.affine_lps
+    series = series_in([source])
+    headers = {instance.path: read_header(instance.path) for instance in series.instances}
+    voxels = sum((h.rows or 0) * (h.columns or 0) for h in headers.values())
+    with Arena(max(2 * voxels, 1) + 4096) as arena, DecoderPool() as decoders:
+        volume = assemble_volume(series, arena, decoders, headers.__getitem__)
+        image = np.array(arena.view(volume.image, np.int16, volume.shape_kji))
+    return image, volume.rescale, volume.affine_lps
+
+
 def predict_array(
     image: NDArray[np.int16],
     rescale: NDArray[np.float64],

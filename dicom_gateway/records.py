@@ -397,10 +397,12 @@ class Output:
     """One output of a pipeline, as the contract states it."""
 
     name: str
-    kind: Literal["labelmap", "scores", "image", "boxes", "points"]
+    kind: Literal["labelmap", "masks", "scores", "image", "boxes", "points"]
     datatype: str
     dims: tuple[int, ...]
     segments: tuple[Segment, ...] = ()
+    on_input_grid: bool = True
+    """Its voxels are the input's; a result on a grid of its own can't be placed here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,7 +411,8 @@ class Contract:
 
     pipeline: str
     version: str
-    input_kind: Literal["volume", "image"]
+    input_kind: Literal["volume", "image", "inputs"]
+    """`inputs`: several, or other ones than one volume or image."""
     modality: str
     outputs: tuple[Output, ...]
     peak_bytes_per_voxel: float

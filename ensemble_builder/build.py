@@ -5,34 +5,52 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ensemble_builder.bundle import find_bundle, read_bundle
-from ensemble_builder.errors import BundleError
+from ensemble_builder.bundle import Options, find_bundle, read_bundle
+from ensemble_builder.pipeline import find_pipeline, plan_pipeline
 from ensemble_builder.plan import Model, plan
 from ensemble_builder.repository import write
+from ensemble_builder.runtime.networks import RUNTIMES, NetworkOptions
 
-RUNTIMES = ("auto", "torch", "openvino")
+__all__ = ["RUNTIMES", "build", "planned"]
+
+
+def planned(bundle: str | Path, options: Options | None = None) -> tuple[Model, ...]:
+    """The Triton models that serve a bundle or a pipeline YAML, nothing written.
+
+    Raises:
+        BundleError: a bundle can't be read or served.
+        PipelineError: the YAML is wrong.
+    """
+    options = options or Options()
+    NetworkOptions(options.runtime, options.precision)  # refuses what is none of them
+    pipeline = find_pipeline(bundle)
+    if pipeline is not None:
+        return plan_pipeline(pipeline, options)
+    return plan(read_bundle(find_bundle(bundle), options))
 
 
 def build(
-    bundle: str | Path, repository: Path, runtime: str = "auto", name: str | None = None
+    bundle: str | Path,
+    repository: Path,
+    options: Options | None = None,
+    *,
+    replace: bool = False,
 ) -> Iterator[tuple[Model, bool]]:
-    """Writes the Triton models that serve a bundle.
+    """Writes the Triton models that serve a bundle or a pipeline YAML.
 
     Args:
-        bundle: A bundle's folder, or the name of a built-in pipeline such as lung_ct.
+        bundle: A bundle's folder or zip, a pipeline's YAML, or the name of a built-in pipeline
+            such as lung_ct.
         repository: The model repository's folder; made where it doesn't exist.
-        runtime: What computes the network: auto (OpenVINO on a CPU, torch on a GPU), torch
-            or openvino.
-        name: The ensemble's name in Triton; the bundle folder's where not given.
+        options: What a person chose besides the bundle.
+        replace: Write version 1 and drop all others instead of adding one.
 
     Yields:
         Each model written and whether it changed, in the ensemble's order, ensemble last.
 
     Raises:
-        BundleError: the bundle can't be read or served.
+        BundleError: a bundle can't be read or served.
+        PipelineError: the YAML is wrong.
         RepositoryError: the repository can't be written.
     """
-    if runtime not in RUNTIMES:
-        msg = f"runtime '{runtime}' is not one of {', '.join(RUNTIMES)}"
-        raise BundleError(msg)
-    yield from write(plan(read_bundle(find_bundle(bundle), runtime, name)), repository)
+    yield from write(planned(bundle, options), repository, replace=replace)

@@ -1,8 +1,8 @@
 """Reads a MONAI bundle and finds out how it can be served, or says why it can't.
 
-In: a folder with `configs/inference.*`, `configs/metadata.json` and `models/model.pt`, or
-the name of a built-in pipeline. Out: a frozen `Bundle`. A bundle is code: its expressions
-run when it is parsed.
+In: a bundle's folder or zip, or the name of a built-in pipeline, with the config files and
+the overrides a person chose. Out: a frozen `Bundle`. A bundle is code: its expressions run
+when it is parsed.
 """
 
 from __future__ import annotations
@@ -10,57 +10,113 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import Invertd
-from pydantic import ValidationError
+import yaml
 
-from ensemble_builder.contract import Code, SegmentRow
+from ensemble_builder.contract import SegmentRow
 from ensemble_builder.errors import BundleError
-from ensemble_builder.runtime.networks import load_weights
-from ensemble_builder.runtime.recipe import BundleConfig, Recipe
+from ensemble_builder.networks import ExportedNetwork, export_network
+from ensemble_builder.probe import Findings, missing_package, probe
+from ensemble_builder.runtime.config import BundleConfig
+from ensemble_builder.runtime.fusion import Split, split
+from ensemble_builder.runtime.networks import network_options
+from ensemble_builder.runtime.recipe import Recipe, Weights
+from ensemble_builder.runtime.weights import network_with_weights
+from ensemble_builder.segments import segments_of
 from ensemble_builder.version import BUILDER_VERSION
 
 BUILT_IN = Path(__file__).parent / "pipelines"
 CONFIG_NAMES = ("inference.json", "inference.yaml", "inference.yml")
 
-LARGEST_LABEL = 255
-"""MASK is UINT8."""
+LARGEST_ZIP_BYTES = 8 * 2**30
+"""A zip that says it unpacks to more is refused."""
 
-TISSUE = Code(value="85756007", scheme_designator="SCT", meaning="Tissue")
-"""What a segment is when its bundle names it but gives no code."""
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a person chose besides the bundle.
+
+    Attributes:
+        configs: Config files, in the bundle or beside it; the inference config where empty.
+        overrides: Config ids and what to put there.
+        runtime: What computes the network.
+        precision: Of the network's arithmetic.
+        network_backend: Triton's backend for a model of its own for the network, see
+            `networks.NETWORK_BACKENDS`; empty where the inferer computes it.
+        name: The ensemble's name; made from the folder's where None.
+        random_weights: Seed of weights for a bundle without any; None wants the bundle's own.
+    """
+
+    configs: tuple[str, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    runtime: str = "auto"
+    precision: str = "f32"
+    network_backend: str = ""
+    name: str | None = None
+    random_weights: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle that can be served as label maps of one volume.
+    """A bundle that can be served.
 
     Attributes:
         folder: The bundle's root.
         name: The Triton name of its ensemble: lower_snake.
         recipe: What the runtime needs to know.
-        modality: DICOM Modality of its input, empty where the metadata doesn't say.
-        segments: The segment table, one row per label.
+        findings: Shapes of the edges, as the builder saw them.
+        modality: DICOM Modality of its images, empty where the metadata doesn't say.
+        channels: Input key -> names of its channels, where the metadata has them.
+        classes: Names of the network's channels.
+        segments: Of the label map, one row per label; empty where there is none.
+        irregular: What its metadata allows for irregular series: refuse, resample or split.
+        notes: What was read otherwise than it is written, in words.
+        network_files: Files of the network's own model for another backend than Python's.
+        y_edge: Datatype and dims of what crosses from the inferer step: the network's output,
+            or already labels of it.
     """
 
     folder: Path
     name: str
     version: str
     recipe: Recipe
+    findings: Findings
     modality: str
+    channels: Mapping[str, tuple[str, ...]]
+    classes: tuple[str, ...]
     segments: tuple[SegmentRow, ...]
     description: str
     intended_use: str
     weights_sha256: str
     licence: str
     source: str
+    irregular: str | None = None
+    notes: tuple[str, ...] = ()
+    network_files: Mapping[str, bytes] = field(default_factory=dict)
+    y_edge: tuple[str, tuple[int, ...]] = ("FP32", ())
+
+    @property
+    def is_built_in(self) -> bool:
+        """It lies in this package."""
+        return BUILT_IN.resolve() in self.folder.resolve().parents
+
+    @property
+    def weights_file(self) -> Path | None:
+        """Where the weights are; None for random ones."""
+        return self.folder / self.recipe.weights.path if self.recipe.weights.path else None
 
 
 def find_bundle(bundle: str | Path) -> Path:
-    """The folder of a bundle given by path or by the name of a built-in pipeline.
+    """The folder of a bundle given by path, by zip, or by the name of a built-in pipeline.
+
+    A zip is unpacked into a folder of its own that is kept for this process.
 
     Raises:
         BundleError: there is none.
@@ -68,105 +124,358 @@ def find_bundle(bundle: str | Path) -> Path:
     path = Path(bundle)
     if (path / "configs").is_dir():
         return path
+    if path.is_file() and zipfile.is_zipfile(path):
+        return _unpacked(path)
     built_in = BUILT_IN / str(bundle)
     if re.fullmatch(r"[a-z][a-z0-9_]*", str(bundle)) and (built_in / "configs").is_dir():
         return built_in
     names = ", ".join(sorted(p.parent.name for p in BUILT_IN.glob("*/configs")))
-    msg = f"'{bundle}' is neither a folder with configs/ in it nor built in ({names})"
+    msg = (
+        f"'{bundle}' is neither a folder with configs/ in it, nor a zip of one, "
+        f"nor built in ({names})"
+    )
     raise BundleError(msg)
 
 
-def read_bundle(folder: Path, runtime: str = "auto", name: str | None = None) -> Bundle:
-    """Reads a bundle and checks that it can be served.
+_unpacked_zips: dict[Path, tempfile.TemporaryDirectory[str]] = {}
+
+
+def _unpacked(path: Path) -> Path:
+    held = _unpacked_zips.setdefault(
+        path.resolve(), tempfile.TemporaryDirectory(prefix="tritome-bundle-")
+    )
+    root = Path(held.name)
+    if not any(root.iterdir()):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if sum(one.file_size for one in archive.infolist()) > LARGEST_ZIP_BYTES:
+                    msg = f"{path.name}: unpacks to more than {LARGEST_ZIP_BYTES} bytes"
+                    raise BundleError(msg)
+                archive.extractall(root)  # zipfile keeps every name inside `root`
+        except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+            msg = f"{path.name}: can't be unpacked: {error}"
+            raise BundleError(msg) from error
+    for configs in sorted(root.glob("**/configs"), key=lambda one: len(one.parts)):
+        if configs.is_dir():
+            return configs.parent
+    msg = f"{path.name}: has no folder with configs/ in it"
+    raise BundleError(msg)
+
+
+def read_bundle(folder: Path, options: Options | None = None) -> Bundle:
+    """Reads a bundle and finds out how it can be served.
 
     Args:
         folder: The bundle's root.
-        runtime: What computes the network: auto, torch or openvino.
-        name: The ensemble's name; made from the folder's where not given.
+        options: What a person chose besides it.
 
     Raises:
-        BundleError: it can't be read or served; names the key and the reason.
+        BundleError: it can't be read or served; names the bundle, the key and the reason.
     """
-    config = next((f"configs/{n}" for n in CONFIG_NAMES if (folder / "configs" / n).is_file()), "")
-    if not config:
-        msg = f"{folder.name}: configs/ holds none of {', '.join(CONFIG_NAMES)}"
-        raise BundleError(msg)
-    metadata = _read_metadata(folder)
-    weights = folder / "models" / "model.pt"
-    if not weights.is_file():
-        msg = f"{folder.name}: models/model.pt is missing; download or train the weights first"
-        raise BundleError(msg)
+    options = options or Options()
     try:
-        recipe = _recipe(
-            BundleConfig(folder, config, torch.device("cpu")), config, runtime, weights
-        )
+        return _read(folder, options)
     except BundleError as error:
-        msg = f"{folder.name}: {error}"
+        msg = f"{folder.resolve().name}: {error}"
+        raise BundleError(msg) from error
+    except RecursionError as error:
+        msg = f"{folder.resolve().name}: the config refers to itself in a circle"
         raise BundleError(msg) from error
     except Exception as error:  # a bundle is code and raises what it likes
-        msg = f"{folder.name}: {config} can't be built: {type(error).__name__}: {error}"
+        words = " ".join(str(error).split())[:400]
+        msg = f"{folder.resolve().name}: can't be read: {type(error).__name__}: {words}"
         raise BundleError(msg) from error
-    image = _first(metadata, "inputs")
+
+
+def _read(folder: Path, options: Options) -> Bundle:
+    configs = _configs(folder, options.configs)
+    metadata = _read_metadata(folder)
+    bundle = _parsed(folder, configs, options.overrides)
+    for part in ("preprocessing", "inferer", "postprocessing", "network"):
+        if bundle.place(part) is None:
+            raise BundleError(_absent(bundle, part, configs))
+    _instantiate(bundle)
+    weights = _weights(bundle, folder, options.random_weights)
+    extra_keys = _extra_keys(bundle)
+    _refuse_engines(bundle)
+    network_id, network = _network(bundle, weights, folder)
+    described = _side(metadata, "inputs")
+    findings = probe(bundle, network, described, extra_keys)
+    labelmap = next((one for one in findings.outputs if one.kind == "labelmap"), None)
+    classes = _channel_names(_side(metadata, "outputs").get(findings.pred_key) or _first(metadata))
+    segments = segments_of(metadata, classes, findings.labels) if labelmap else ()
+    keyword = dict(extra_keys) if isinstance(extra_keys, Mapping) else {}
+    parts = _split(bundle, findings)
+    recipe = Recipe(
+        builder_version=BUILDER_VERSION,
+        configs=configs,
+        inputs=findings.inputs,
+        outputs=_wide_enough(findings, segments),
+        network_id=network_id,
+        network_key=findings.network_key,
+        pred_key=findings.pred_key,
+        weights=weights,
+        window=findings.window,
+        runtime="auto" if options.runtime == "triton" else options.runtime,
+        precision=options.precision,
+        amp=bool(_evaluator(bundle).get("amp", False)),
+        network_args=() if keyword else tuple(extra_keys),
+        network_kwargs=keyword,
+        carried=findings.carried,
+        overrides=dict(options.overrides),
+        y_channels=findings.y_dims[0] if parts else 0,
+    )
+    weights_file = folder / weights.path if weights.path else None
+    name = model_name(options.name or folder.resolve().name)
+    exported = _network_model(bundle, recipe, network, name, options)
     return Bundle(
         folder=folder,
-        name=_model_name(name or folder.resolve().name),
+        name=name,
         version=str(metadata.get("version", "0")),
-        recipe=recipe,
-        modality=_modality(str(image.get("modality", ""))),
-        segments=_segments(metadata, folder.name),
+        recipe=replace(recipe, network_model=exported.model) if exported else recipe,
+        findings=findings,
+        modality=_modality(described),
+        channels={
+            one.key: tuple(_channel_names(described.get(one.key) or {}).values())
+            for one in findings.inputs
+            if one.is_image
+        },
+        classes=tuple(classes.get(n, f"class {n}") for n in range(findings.y_dims[0])),
+        segments=segments,
         description=str(metadata.get("description", "")),
         intended_use=str(metadata.get("intended_use", "")),
-        weights_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        weights_sha256=hashlib.sha256(weights_file.read_bytes()).hexdigest()
+        if weights_file
+        else f"random weights of seed {weights.seed}",
         licence=str(metadata.get("license", metadata.get("copyright", ""))),
         source=str(metadata.get("data_source", "")),
+        irregular=_irregular(metadata),
+        notes=(*bundle.notes, *(exported.notes if exported else ())),
+        network_files=exported.files if exported else {},
+        y_edge=(parts.datatype, (parts.channels, *findings.y_dims[1:]))
+        if parts
+        else ("FP32", findings.y_dims),
     )
 
 
-def _recipe(bundle: BundleConfig, config: str, runtime: str, weights: Path) -> Recipe:
-    """Instantiates every part once, as the models will, and notes what they need to know."""
-    for key in ("preprocessing", "inferer", "postprocessing"):
-        if not bundle.has(key):
-            msg = f"{config} has no '{key}', which serving needs"
+def _split(bundle: BundleConfig, findings: Findings) -> Split | None:
+    """Where the inferer step already makes labels of the network's output; None where not."""
+    if len(findings.y_dims) < 3:
+        return None
+    parts = split(bundle.postprocessing(), findings.pred_key, findings.y_dims[0])
+    return parts if parts.reduction is not None else None
+
+
+# Configs ------------------------------------------------------------------------------
+
+
+def _configs(folder: Path, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Paths of the config files inside the bundle."""
+    if not wanted:
+        found = next((n for n in CONFIG_NAMES if (folder / "configs" / n).is_file()), None)
+        if found:
+            return (f"configs/{found}",)
+        there = sorted(
+            one.name
+            for one in (folder / "configs").glob("*")
+            if one.suffix in (".json", ".yaml", ".yml") and one.name != "metadata.json"
+        )
+        hint = f"it has {', '.join(there)}: choose with --config" if there else "it holds no config"
+        msg = f"configs/ holds none of {', '.join(CONFIG_NAMES)}; {hint}"
+        raise BundleError(msg)
+    names = []
+    for name in wanted:
+        inside = [one for one in (name, f"configs/{name}") if (folder / one).is_file()]
+        if not inside or folder.resolve() not in (folder / inside[0]).resolve().parents:
+            msg = f"--config {name}: there is no such file in the bundle"
             raise BundleError(msg)
-    network_id = next((k for k in ("network_def", "network") if bundle.has(k)), None)
-    if network_id is None:
-        msg = f"{config} has neither 'network_def' nor 'network'"
-        raise BundleError(msg)
-    image_key = _only_key(bundle.preprocessing().flatten().transforms[0], "preprocessing")
-    inferer = bundle.inferer()
-    if not hasattr(inferer, "roi_size"):
-        msg = f"inferer: {type(inferer).__name__} is not supported yet, SlidingWindowInferer is"
-        raise BundleError(msg)
-    post = bundle.postprocessing().flatten().transforms
-    inverse = next((t for t in post if isinstance(t, Invertd)), None)
-    if inverse is None:
+        names.append(inside[0])
+    return tuple(names)
+
+
+def _parsed(folder: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> BundleConfig:
+    for name in configs:
+        try:
+            text = (folder / name).read_text(encoding="utf-8")
+            found = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+        except (ValueError, OSError, yaml.YAMLError) as error:
+            msg = f"{name} can't be read: {' '.join(str(error).split())}"
+            raise BundleError(msg) from error
+        if not isinstance(found, dict):
+            msg = f"{name} is a {type(found).__name__}, expected keys and values"
+            raise BundleError(msg)
+    return BundleConfig(folder, configs, torch.device("cpu"), overrides)
+
+
+def _instantiate(bundle: BundleConfig) -> None:
+    """Builds every part but the network once, so that a mistake in one is said as its own.
+
+    Raises:
+        BundleError: one can't be built.
+    """
+    for part in ("preprocessing", "inferer", "postprocessing"):
+        try:
+            getattr(bundle, part)()
+        except BundleError:
+            raise
+        except RecursionError as error:
+            msg = f"{part}: refers to itself in a circle"
+            raise BundleError(msg) from error
+        except Exception as error:  # a bundle's own code raises what it likes
+            cause = error.__cause__ or error
+            missing = missing_package(cause)
+            words = " ".join(str(cause).split())[:300]
+            if "circular references" in words:
+                words, missing = "", f"{part}: refers to itself in a circle"
+            msg = missing or f"{part}: can't be built: {type(cause).__name__}: {words}"
+            raise BundleError(msg) from error
+
+
+_HINT = "; add it, or name another config with --config"
+
+
+def _absent(bundle: BundleConfig, part: str, configs: Sequence[str]) -> str:
+    files = " + ".join(configs)
+    training = next((key for key in ("trainer", "train", "loss") if bundle.raw(key)), None)
+    if training:
+        return (
+            f"{files} has no '{part}', which serving needs, but '{training}': it is a config for "
+            "training; name an inference config with --config"
+        )
+    for name in ("network_def", part):
+        written = bundle.raw(name)
+        if isinstance(written, str) and written.startswith("@"):
+            return f"'{name}' refers to '{written}', which {files} doesn't have"
+    if part == "network":
+        return f"{files} has neither 'network_def' nor 'network', and serving needs one{_HINT}"
+    return f"{files} has no '{part}', which serving needs{_HINT}"
+
+
+def _evaluator(bundle: BundleConfig) -> Mapping[str, Any]:
+    found = bundle.raw("evaluator", {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def _refuse_engines(bundle: BundleConfig) -> None:
+    """Evaluators that do more than one network's forward pass can't be what is served."""
+    target = str(_evaluator(bundle).get("_target_", "")).rsplit(".", 1)[-1]
+    if target == "EnsembleEvaluator":
         msg = (
-            "postprocessing has no Invertd, so its mask would not lie on the input's grid; "
-            "add one where the bundle was trained to have it"
+            "evaluator: EnsembleEvaluator runs several networks; join one bundle each in a "
+            "pipeline YAML instead"
         )
         raise BundleError(msg)
-    if tuple(inverse.orig_keys) != (image_key,):
-        msg = f"postprocessing: Invertd's orig_keys must be '{image_key}'"
+    for key in ("detector", "detector_ops"):
+        if bundle.raw(key):
+            msg = f"{key}: detection heads aren't supported yet"
+            raise BundleError(msg)
+
+
+def _extra_keys(bundle: BundleConfig) -> tuple[str, ...] | Mapping[str, str]:
+    """What the evaluator's prepare_batch gives the network besides the image."""
+    prepare = _evaluator(bundle).get("prepare_batch")
+    if isinstance(prepare, str) and prepare.startswith("@"):
+        prepare = bundle.raw(prepare[1:])
+    if prepare is None:
+        return ()
+    target = str(prepare.get("_target_", "")) if isinstance(prepare, Mapping) else str(prepare)
+    name = target.rsplit(".", 1)[-1]
+    if name in ("PrepareBatchDefault", "default_prepare_batch"):
+        return ()
+    if isinstance(prepare, Mapping) and name == "PrepareBatchExtraInput":
+        keys = prepare.get("extra_keys", ())
+        if isinstance(keys, Mapping):
+            return {str(one): str(other) for one, other in keys.items()}
+        return (keys,) if isinstance(keys, str) else tuple(str(one) for one in keys)
+    msg = (
+        f"evaluator: prepare_batch is {name or target}; only MONAI's PrepareBatchExtraInput is "
+        "supported"
+    )
+    raise BundleError(msg)
+
+
+# The network --------------------------------------------------------------------------
+
+
+def _network(bundle: BundleConfig, weights: Weights, folder: Path) -> tuple[str, torch.nn.Module]:
+    """The network that the evaluator runs, filled; its config id."""
+    place = bundle.place("network")
+    if place is None:
+        msg = "the config has no 'network'"
         raise BundleError(msg)
-    load_weights(bundle.network(network_id), weights)
-    return Recipe(
-        builder_version=BUILDER_VERSION,
-        config=config,
-        image_key=image_key,
-        pred_key=_only_key(inverse, "postprocessing: Invertd"),
-        network_id=network_id,
-        weights=f"models/{weights.name}",
-        runtime=runtime,
-        amp=bool(bundle.raw("evaluator", {}).get("amp", False)),
+    try:
+        return place, network_with_weights(bundle, place, weights, folder)
+    except BundleError:
+        raise
+    except Exception as error:  # a bundle's network raises what it likes
+        cause = error.__cause__ or error
+        words = " ".join(str(cause).split())[:300]
+        missing = missing_package(cause)
+        msg = missing or f"{place}: can't be built: {type(cause).__name__}: {words}"
+        raise BundleError(msg) from error
+
+
+def _network_model(
+    bundle: BundleConfig, recipe: Recipe, network: torch.nn.Module, name: str, options: Options
+) -> ExportedNetwork | None:
+    """The network as a model of its own, where one is wanted."""
+    backend = options.network_backend or ("python" if options.runtime == "triton" else "")
+    if not backend:
+        return None
+    if recipe.needs_eager:
+        msg = (
+            "network: takes further tensors besides the image, so it can't be a model of its own; "
+            "leave --network-backend away"
+        )
+        raise BundleError(msg)
+    wanted = network_options(recipe, bundle.inferer())
+    return export_network(f"{name}_network", network, recipe.window, wanted, backend)
+
+
+def _weights(bundle: BundleConfig, folder: Path, seed: int | None) -> Weights:
+    """Where the config's own CheckpointLoader finds the weights, or models/model.pt."""
+    key, strict, stated = "model", True, "models/model.pt"
+    loaders = bundle.components("CheckpointLoader")
+    if loaders:
+        place, item = loaders[0]
+        try:
+            found = Path(str(bundle.parsed(f"{place}::load_path")))
+        except Exception as error:  # an expression of the bundle's
+            msg = f"{place}: load_path can't be evaluated: {' '.join(str(error).split())}"
+            raise BundleError(msg) from error
+        root = folder.resolve()
+        absolute = found if found.is_absolute() else root / found
+        if root in absolute.resolve().parents:
+            stated = str(absolute.resolve().relative_to(root))
+        elif absolute.resolve().is_file() or not (root / stated).is_file():
+            msg = f"{place}: load_path lies outside the bundle; put the weights into models/"
+            raise BundleError(msg)
+        objects = item.get("load_dict", {})
+        key = next(iter(objects), "model") if isinstance(objects, Mapping) else "model"
+        strict = bool(item.get("strict", True)) and bool(item.get("strict_shape", True))
+    if (folder / stated).is_file():
+        return Weights(stated, str(key), strict)
+    if seed is not None:
+        return Weights("", str(key), strict, seed)
+    msg = (
+        f"{stated} is missing; download or train the weights first (or try the bundle with "
+        "--random-weights 0, which gives meaningless results)"
+    )
+    raise BundleError(msg)
+
+
+def _wide_enough(findings: Findings, segments: Sequence[SegmentRow]) -> tuple[Any, ...]:
+    """Outputs whose datatype holds the largest label."""
+    largest = max((row.label for row in segments), default=0)
+    if largest <= 255:
+        return findings.outputs
+    return tuple(
+        replace(one, datatype="UINT16") if one.kind == "labelmap" else one
+        for one in findings.outputs
     )
 
 
-def _only_key(transform: Any, place: str) -> str:
-    keys = tuple(getattr(transform, "keys", ()))
-    if len(keys) != 1:
-        msg = f"{place} works on the keys {list(keys)}; exactly one is supported so far"
-        raise BundleError(msg)
-    return str(keys[0])
+# Metadata -----------------------------------------------------------------------------
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
@@ -174,63 +483,55 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        msg = f"{folder.name}: configs/metadata.json can't be read: {error}"
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        msg = f"configs/metadata.json can't be read ({why}); every MONAI bundle has one"
         raise BundleError(msg) from error
     if not isinstance(found, dict):
-        msg = f"{folder.name}: configs/metadata.json is not an object"
+        msg = "configs/metadata.json is not an object"
         raise BundleError(msg)
     return found
 
 
-def _first(metadata: dict[str, Any], side: str) -> dict[str, Any]:
-    described = metadata.get("network_data_format", {}).get(side, {})
-    return next((d for d in described.values() if isinstance(d, dict)), {})
+def _side(metadata: Mapping[str, Any], side: str) -> Mapping[str, Any]:
+    formats = metadata.get("network_data_format")
+    described = formats.get(side) if isinstance(formats, Mapping) else None
+    return described if isinstance(described, Mapping) else {}
 
 
-def _modality(stated: str) -> str:
+def _first(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((d for d in _side(metadata, "outputs").values() if isinstance(d, dict)), {})
+
+
+def _channel_names(described: Any) -> dict[int, str]:
+    """channel_def as numbers and names; whatever can't be read is left out."""
+    stated = described.get("channel_def") if isinstance(described, Mapping) else None
+    if not isinstance(stated, Mapping):
+        return {}
+    return {
+        int(key): str(name)
+        for key, name in sorted(stated.items(), key=lambda one: str(one[0]))
+        if str(key).isdigit()
+    }
+
+
+def _irregular(metadata: Mapping[str, Any]) -> str | None:
+    stated = metadata.get("irregular")
+    if stated in (None, "refuse", "resample", "split"):
+        return stated
+    msg = f"configs/metadata.json: irregular is {stated!r}, expected refuse, resample or split"
+    raise BundleError(msg)
+
+
+def _modality(described: Mapping[str, Any]) -> str:
     """DICOM's word for what a metadata file calls its modality."""
-    word = stated.strip().upper()
-    known = {"MRI": "MR", "X-RAY": "DX", "XRAY": "DX", "N/A": "", "NONE": ""}
+    image = next((d for d in described.values() if isinstance(d, Mapping) and "modality" in d), {})
+    word = str(image.get("modality", "")).strip().upper()
+    known = {"MRI": "MR", "X-RAY": "DX", "XRAY": "DX", "N/A": "", "NONE": "", "REGULAR": ""}
     return known.get(word, word)[:16]
 
 
-def _model_name(name: str) -> str:
+def model_name(name: str) -> str:
+    """A Triton model name from a folder's: lower_snake, at most 48 characters."""
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     snake = re.sub(r"[^a-z0-9]+", "_", snake).strip("_")
-    return (snake if snake[:1].isalpha() else f"bundle_{snake}")[:63]
-
-
-def _segments(metadata: dict[str, Any], name: str) -> tuple[SegmentRow, ...]:
-    """The bundle's own `segments` table, or one row per channel it names.
-
-    Raises:
-        BundleError: no segment at all, one that can't be read, or more than UINT8 holds.
-    """
-    place = f"{name}: configs/metadata.json"
-    stated = metadata.get("segments")
-    try:
-        if stated is not None:
-            rows = tuple(SegmentRow.model_validate(row) for row in stated)
-        else:
-            channels = _first(metadata, "outputs").get("channel_def", {})
-            rows = tuple(
-                SegmentRow(label=label, name=text[:64], category=TISSUE, type=TISSUE)
-                for label, text in sorted((int(key), str(text)) for key, text in channels.items())
-                if label > 0
-            )
-    except ValidationError as error:
-        found = error.errors()[0]
-        where = ".".join(str(part) for part in found["loc"])
-        msg = f"{place}: a row of segments: {where}: {found['msg']}"
-        raise BundleError(msg) from error
-    except (TypeError, ValueError, AttributeError) as error:
-        msg = f"{place}: segments or channel_def can't be read: {error}"
-        raise BundleError(msg) from error
-    if not rows:
-        msg = f"{place}: names no segment; list them under 'segments', or outputs' channel_def"
-        raise BundleError(msg)
-    labels = [row.label for row in rows]
-    if max(labels) > LARGEST_LABEL or len(set(labels)) != len(labels):
-        msg = f"{place}: labels must be different and at most {LARGEST_LABEL}, not {labels}"
-        raise BundleError(msg)
-    return rows
+    return (snake if snake[:1].isalpha() else f"bundle_{snake}")[:48].rstrip("_")

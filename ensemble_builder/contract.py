@@ -47,22 +47,51 @@ class SegmentRow(_Part):
 
 
 class InputPart(_Part):
-    """Which images the pipeline takes."""
+    """The short form of what goes in, enough for a pipeline of one image."""
 
-    kind: Literal["volume", "image"]
+    kind: Literal["volume", "image", "inputs"]
+    """`volume`: one volume [K, J, I]. `image`: one 2-D image. `inputs`: see `inputs`."""
     modality: str
     """DICOM Modality, such as CT; empty where the bundle doesn't say."""
+    irregular: Literal["refuse", "resample", "split"] | None = None
+    """What may be done to a series that is no regular volume; None leaves it to the site."""
+
+
+class NamedInput(_Part):
+    """One thing that a request brings."""
+
+    name: str
+    """The bundle's key for it."""
+    layout: Literal["volume", "channels", "gray", "rgb", "points", "value"]
+    """[K, J, I]; [C, K, J, I], co-registered; [J, I]; a photograph [H, W, C]; points [N, D],
+    indices in the order i, j, k; one number."""
+    modality: str
+    channels: tuple[str, ...]
+    """Names of its channels in their order; empty where the bundle doesn't say."""
+    tensors: dict[str, str]
+    """Role (`image`, `rescale`, `affine`, `values`) -> Triton tensor."""
+    datatype: str
+    """Of its main tensor, Triton's word."""
+    dims: tuple[int, ...]
+    """Of its main tensor, -1 is any."""
+    example_shape: tuple[int, ...]
+    """A small shape that the builder tried; a heartbeat may use it."""
 
 
 class OutputPart(_Part):
     """One output tensor of the ensemble."""
 
     name: str
-    kind: Literal["labelmap", "scores", "image", "boxes", "points"]
+    kind: Literal["labelmap", "masks", "scores", "image", "boxes", "points"]
+    """`labelmap` [K, J, I] or [J, I]; `masks` one per channel, may overlap; `scores` [n]."""
     datatype: str
     """Triton's word, such as UINT8."""
     dims: tuple[int, ...]
     segments: tuple[SegmentRow, ...] = ()
+    classes: tuple[str, ...] = ()
+    """Names of the scores, or of the channels of masks and images."""
+    on_input_grid: bool = True
+    """Its voxels are those of the first image; a patch around a click, say, has its own."""
 
 
 class Contract(_Part):
@@ -75,11 +104,16 @@ class Contract(_Part):
     description: str = ""
     intended_use: str = ""
     input: InputPart
+    inputs: tuple[NamedInput, ...] = ()
     outputs: tuple[OutputPart, ...] = Field(min_length=1)
     peak_bytes_per_voxel: float = Field(gt=0)
     """Working memory of all steps together for one voxel of the input, an estimate."""
     weights: dict[str, str]
     """Where the weights came from: sha256, license, source."""
+    bundle_sha256: str = ""
+    """Digest of everything that was built from: configs, scripts, weights."""
+    certificate: str = "parity.json"
+    """File in the ensemble's version folder that `tritome verify` writes."""
 
     def to_json(self) -> str:
         """The document in its one canonical form (sorted keys, no spaces)."""

@@ -2,6 +2,10 @@
 
     BuilderError
     ├── BundleError            the bundle can't be read, or can't be served; names the key
+    ├── PipelineError          a pipeline's YAML is wrong; says file, line and what to do
+    ├── ConversionError        a runtime can't take a network, or computes something else
+    ├── ModelFailed            a Triton model that another one called gave an error
+    ├── Cancelled              nobody waits for this result any more
     ├── RepositoryError        the model repository can't be written
     ├── ServerNotFound         no tritonserver on this machine
     ├── ServerFailed           tritonserver doesn't start, or keeps dying
@@ -23,6 +27,38 @@ class BundleError(BuilderError):
     """The bundle can't be read or can't be served; the message names the key and the reason."""
 
     code = "bundle_error"
+
+
+class PipelineError(BuilderError):
+    """A pipeline's YAML says what no pipeline can be; the message names file and line."""
+
+    code = "pipeline_error"
+
+
+class ConversionError(BuilderError):
+    """A runtime can't take a network, or computes something else with it; eager torch can."""
+
+    code = "conversion_failed"
+
+
+class ModelFailed(BuilderError):
+    """A Triton model that another one called gave an error.
+
+    Attributes:
+        triton_code: Triton's code of that error, as `pb_utils.TritonError` counts them.
+    """
+
+    code = "model_failed"
+
+    def __init__(self, sentence: str, triton_code: int) -> None:
+        super().__init__(sentence)
+        self.triton_code = triton_code
+
+
+class Cancelled(BuilderError):
+    """Nobody waits for this result any more; the rest of it wasn't computed."""
+
+    code = "cancelled"
 
 
 class RepositoryError(BuilderError):

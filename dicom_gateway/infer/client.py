@@ -342,12 +342,20 @@ def _voxel_bytes(output: Output) -> int:
 
 def _outputs(contract: Contract, dtype: str) -> list[Output]:
     if contract.input_kind != "volume" or dtype != "INT16":
+        taken = {"volume": "one volume", "image": "one 2-D image", "inputs": "several inputs"}
         msg = (
-            f"'{contract.pipeline}' takes {contract.input_kind} input and the volume is "
-            f"{dtype}; this gateway sends INT16 volumes"
+            f"'{contract.pipeline}' takes {taken[contract.input_kind]} and the study gives a "
+            f"volume of {dtype}; this gateway sends one INT16 volume"
         )
         raise ContractMismatch(msg)
     outputs = [output for output in contract.outputs if output.kind == "labelmap"]
+    for output in outputs:
+        if not output.on_input_grid:
+            msg = (
+                f"output {output.name} of '{contract.pipeline}' has a grid of its own, so its mask "
+                "can't be placed on the study; give the bundle's postprocessing an Invertd"
+            )
+            raise ContractMismatch(msg)
     for output in outputs:
         if output.datatype not in _NUMPY:
             msg = (

@@ -65,17 +65,18 @@ class _Segment(_Part):
 
 class _Output(_Part):
     name: Annotated[str, Field(min_length=1)]
-    kind: Literal["labelmap", "scores", "image", "boxes", "points"]
+    kind: Literal["labelmap", "masks", "scores", "image", "boxes", "points"]
     datatype: str
     dims: tuple[int, ...]
     segments: tuple[_Segment, ...] = ()
+    on_input_grid: bool = True
 
 
 _Irregular = Literal["refuse", "resample", "split"]
 
 
 class _Input(_Part):
-    kind: Literal["volume", "image"]
+    kind: Literal["volume", "image", "inputs"]
     modality: str
     irregular: _Irregular | tuple[_Irregular, ...] | None = None
 
@@ -148,6 +149,7 @@ def read_contract(text: str, pipeline: str) -> Contract:
                 datatype=output.datatype,
                 dims=output.dims,
                 segments=tuple(segment.record() for segment in output.segments),
+                on_input_grid=output.on_input_grid,
             )
             for output in document.outputs
         ),

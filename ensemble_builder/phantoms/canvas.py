@@ -8,6 +8,7 @@ standard adult, with its origin at the carina; size, pose and a smooth warp map 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -54,6 +55,16 @@ class Tissue(IntEnum):
     GLAND = 29
 
 
+class Structure(IntEnum):
+    """What a voxel belongs to, beside the lungs; a tissue such as blood is in several."""
+
+    NONE = 0
+    HEART = 1
+    AORTA = 2
+    AIRWAYS = 3
+    SPINE = 4
+
+
 @dataclass(frozen=True)
 class Pose:
     """How the patient lies in the scanner.
@@ -79,6 +90,7 @@ class Canvas:
     Attributes:
         tissue: uint8 [K, J, I], values of `Tissue`.
         labels: uint8 [K, J, I], 0 background, 1 left lung, 2 right lung.
+        structures: uint8 [K, J, I], values of `Structure`.
         voxel_mm: smallest in-plane voxel edge in the patient's own millimetres.
     """
 
@@ -99,6 +111,8 @@ class Canvas:
         """
         self.tissue = np.zeros(shape_kji, np.uint8)
         self.labels = np.zeros(shape_kji, np.uint8)
+        self.structures = np.zeros(shape_kji, np.uint8)
+        self._structure = Structure.NONE
         self.shape = shape_kji
         self.step = tuple(s / pose.scale for s in spacing_mm)
         self.voxel_mm = min(self.step[1], self.step[2])
@@ -226,12 +240,25 @@ class Canvas:
         inside: NDArray[np.bool_],
         only: tuple[Tissue, ...] = (),
     ) -> None:
-        """Set `tissue` where `inside` holds, and take the lung labels away there."""
+        """Set `tissue` where `inside` holds, and take the lung labels away there.
+
+        The voxels belong to the structure of `belonging_to` from now on.
+        """
         there = self.tissue[where]
         if only:
             inside = inside & np.isin(there, only)
         there[inside] = tissue
         self.labels[where][inside] = 0
+        self.structures[where][inside] = self._structure
+
+    @contextmanager
+    def belonging_to(self, structure: Structure) -> Iterator[None]:
+        """What is painted inside this block belongs to `structure`."""
+        before, self._structure = self._structure, structure
+        try:
+            yield
+        finally:
+            self._structure = before
 
     def tube(
         self,

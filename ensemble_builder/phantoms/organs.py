@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble_builder.phantoms.canvas import Canvas, Point, Tissue
+from ensemble_builder.phantoms.canvas import Canvas, Point, Structure, Tissue
 from ensemble_builder.phantoms.patient import Patient
 
 _ABDOMEN = (Tissue.FAT, Tissue.MEDIASTINUM, Tissue.MUSCLE)
@@ -36,31 +36,35 @@ def paint_mediastinum(canvas: Canvas, patient: Patient, rng: np.random.Generator
     centre = (24 + shift, -0.30 * patient.chest_y, patient.dome_z[1] + 0.62 * rz)
     tilt = _between(rng, 0.3, 0.8)
     canvas.ellipsoid(Tissue.MEDIASTINUM, centre, (rx + 7, ry + 6, rz + 5), tilt)
-    canvas.ellipsoid(Tissue.HEART, centre, (rx, ry, rz), tilt)
-    canvas.ellipsoid(
-        Tissue.BLOOD, (centre[0] + 20, centre[1] - 2, centre[2] - 6), (26, 17, 26), tilt
-    )
-    canvas.ellipsoid(Tissue.BLOOD, (centre[0] - 24, centre[1] - 8, centre[2]), (18, 22, 28), tilt)
-    canvas.ellipsoid(Tissue.BLOOD, (2, 14, -34), (36, 16, 20))
+    with canvas.belonging_to(Structure.HEART):
+        canvas.ellipsoid(Tissue.HEART, centre, (rx, ry, rz), tilt)
+        canvas.ellipsoid(
+            Tissue.BLOOD, (centre[0] + 20, centre[1] - 2, centre[2] - 6), (26, 17, 26), tilt
+        )
+        canvas.ellipsoid(
+            Tissue.BLOOD, (centre[0] - 24, centre[1] - 8, centre[2]), (18, 22, 28), tilt
+        )
+        canvas.ellipsoid(Tissue.BLOOD, (2, 14, -34), (36, 16, 20))
     aorta, wide = _between(rng, 10, 17), _between(rng, 13, 21)
     arch_z = _between(rng, 28, 48)
     spine_y = spine_axis_y(patient, 0.0)
     descend: Point = (_between(rng, 18, 34), spine_y - 26, arch_z - 20)
-    canvas.tube(
-        Tissue.BLOOD,
-        [
-            (4, -22, -45),
-            (-16, -24, -10),
-            (-14, -18, arch_z - 14),
-            (6, 0, arch_z),
-            (22, 18, arch_z - 2),
-            descend,
-            (descend[0] - 4, spine_y - 24, -80),
-            (6, spine_y - 26, -200),
-            (4, spine_y - 26, -400),
-        ],
-        [wide, wide, wide - 1, aorta + 2, aorta + 1, aorta, aorta, aorta - 2, aorta - 3],
-    )
+    with canvas.belonging_to(Structure.AORTA):
+        canvas.tube(
+            Tissue.BLOOD,
+            [
+                (4, -22, -45),
+                (-16, -24, -10),
+                (-14, -18, arch_z - 14),
+                (6, 0, arch_z),
+                (22, 18, arch_z - 2),
+                descend,
+                (descend[0] - 4, spine_y - 24, -80),
+                (6, spine_y - 26, -200),
+                (4, spine_y - 26, -400),
+            ],
+            [wide, wide, wide - 1, aorta + 2, aorta + 1, aorta, aorta, aorta - 2, aorta - 3],
+        )
     pulmonary = _between(rng, 10, 16)
     canvas.tube(
         Tissue.BLOOD,
@@ -71,6 +75,7 @@ def paint_mediastinum(canvas: Canvas, patient: Patient, rng: np.random.Generator
         Tissue.BLOOD, [(20, -16, -10), (34, 4, -4), (48, 14, -14)], [pulmonary, pulmonary - 1, 8]
     )
     canvas.tube(Tissue.BLOOD, [(-26, -14, 60), (-27, -14, -10), (-24, -10, -50)], [8.0, 9.0, 11.0])
+    _give_back_to_heart(canvas, centre, (rx, ry, rz), tilt)
     for side in (-1, 1):
         canvas.ellipsoid(Tissue.MEDIASTINUM, (side * 46, 10, -18), (15, 15, _between(rng, 14, 26)))
         # Vessels of the neck and the arm leave the arch upwards.
@@ -107,6 +112,16 @@ def paint_mediastinum(canvas: Canvas, patient: Patient, rng: np.random.Generator
         canvas.ellipsoid(Tissue.GLAND, spot, (node, node, node * 1.3))
 
 
+def _give_back_to_heart(canvas: Canvas, centre: Point, radii: Point, tilt_rad: float) -> None:
+    """As far as they lie in the heart, the roots of its vessels are the heart's."""
+    found = canvas.ellipsoid_mask(centre, radii, tilt_rad)
+    if found is None:
+        return
+    where, inside, _, _ = found
+    vessel = (canvas.tissue[where] == Tissue.BLOOD) & (canvas.structures[where] == Structure.NONE)
+    canvas.structures[where][inside & vessel] = Structure.HEART
+
+
 def paint_airways(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
     """Throat, windpipe and main bronchi with their walls; their air is no lung."""
     r = patient.trachea_r
@@ -134,8 +149,9 @@ def paint_airways(canvas: Canvas, patient: Patient, rng: np.random.Generator) ->
     ]
     for points, radii in runs:
         canvas.tube(Tissue.AIRWAY_WALL, points, [v + wall for v in radii])
-    for points, radii in runs:
-        canvas.tube(Tissue.AIRWAY, points, radii)
+    with canvas.belonging_to(Structure.AIRWAYS):
+        for points, radii in runs:
+            canvas.tube(Tissue.AIRWAY, points, radii)
     if rng.random() < 0.15:
         # A tube in the windpipe.
         canvas.tube(
@@ -162,12 +178,15 @@ def paint_bones(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> N
         shrink = 0.72 if neck else 1.0
         w, d = 19 * size * shrink, 15.5 * size * shrink
         canvas.ellipsoid(Tissue.MUSCLE, (0, y + 6, z), (w + 7, d + 5, pitch * 0.75))
-        canvas.ellipsoid(Tissue.DISC, (0, y, z + pitch / 2), (w, d, pitch * 0.45))
-        canvas.ellipsoid(Tissue.CORTEX, (0, y, z), (w, d, pitch * 0.5))
-        canvas.ellipsoid(Tissue.MARROW, (0, y, z), (w - 2.5, d - 2.5, pitch * 0.44))
-        canvas.ellipsoid(Tissue.CORTEX, (0, y + d + 12, z), (15, 12, pitch * 0.34))
+        with canvas.belonging_to(Structure.SPINE):
+            canvas.ellipsoid(Tissue.DISC, (0, y, z + pitch / 2), (w, d, pitch * 0.45))
+            canvas.ellipsoid(Tissue.CORTEX, (0, y, z), (w, d, pitch * 0.5))
+            canvas.ellipsoid(Tissue.MARROW, (0, y, z), (w - 2.5, d - 2.5, pitch * 0.44))
+            canvas.ellipsoid(Tissue.CORTEX, (0, y + d + 12, z), (15, 12, pitch * 0.34))
+        # The canal is no bone.
         canvas.ellipsoid(Tissue.FLUID, (0, y + d + 8, z), (9.5, 7.5, pitch * 0.6))
-        canvas.ellipsoid(Tissue.CORTEX, (0, y + d + 28, z - 8), (3.5, 17, pitch * 0.3))
+        with canvas.belonging_to(Structure.SPINE):
+            canvas.ellipsoid(Tissue.CORTEX, (0, y + d + 28, z - 8), (3.5, 17, pitch * 0.3))
         for side in (-1, 1):
             canvas.ellipsoid(
                 Tissue.MUSCLE,
@@ -177,7 +196,8 @@ def paint_bones(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> N
             )
             if not neck:
                 spot = (side * 25.0, y + d + 8, z + 4)
-                canvas.ellipsoid(Tissue.CORTEX, spot, (15, 4.5, 5), side * 0.5)
+                with canvas.belonging_to(Structure.SPINE):
+                    canvas.ellipsoid(Tissue.CORTEX, spot, (15, 4.5, 5), side * 0.5)
         z += pitch
     front = -patient.chest_y
     for low, high, back in ((-95, 30, 0.0), (30, 72, 8.0)):

@@ -1,13 +1,14 @@
-"""Thorax phantoms: made-up chest CT with true labels of the left and the right lung.
+"""Thorax phantoms: made-up chest CT with true labels of the lungs and of what lies between them.
 
 In: a seed and an image grid. Out: HU, labels and geometry, the same for the same seed. Used to
-train and test the built-in lung network and to make the demo's study; shows nobody's anatomy.
+train and test the built-in networks and to make the demo's study; shows nobody's anatomy.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from ensemble_builder.phantoms.acquisition import (
     scan,
     shift_slabs,
 )
-from ensemble_builder.phantoms.canvas import Canvas, Point, Pose
+from ensemble_builder.phantoms.canvas import Canvas, Point, Pose, Structure
 from ensemble_builder.phantoms.lungs import paint_disease, paint_trees, shade_lungs
 from ensemble_builder.phantoms.organs import (
     paint_abdomen,
@@ -33,6 +34,7 @@ from ensemble_builder.phantoms.trunk import paint_support, paint_trunk
 
 # Slices thicker than this are painted thinner and averaged, so that they blur along z.
 _PAINTED_STEP_MM = 2.6
+STRUCTURES = tuple(int(s) for s in Structure if s is not Structure.NONE)
 _CLEAN_CENTRE_MM: Point = (0.0, 0.0, 25.0)
 
 
@@ -43,6 +45,7 @@ class ThoraxPhantom:
     Attributes:
         hu: int16 [K, J, I], Hounsfield units, slice-row-column.
         labels: uint8 [K, J, I]: 0 background, 1 left lung, 2 right lung.
+        structures: uint8 [K, J, I]: values of `canvas.Structure`.
         affine_lps: float64 [4, 4], (i, j, k, 1) to LPS millimetres.
         patient: the anatomy.
         acquisition: the protocol.
@@ -50,6 +53,7 @@ class ThoraxPhantom:
 
     hu: NDArray[np.int16]
     labels: NDArray[np.uint8]
+    structures: NDArray[np.uint8]
     affine_lps: NDArray[np.float64]
     patient: Patient
     acquisition: Acquisition
@@ -111,19 +115,21 @@ def thorax_phantom(
     height = canvas.z.reshape(-1, thin).mean(axis=1)
     shoulder = np.exp(-(((height - body.apex_z) / 45) ** 2)).astype(np.float32)
     image = scan(hu, protocol, rng, thin=thin, shoulder=shoulder)
-    labels = _thick_labels(canvas.labels, thin)
-    shift_slabs(labels, protocol)
-    stored, truth = np.rint(image).astype(np.int16), labels
+    maps = []
+    for painted_map, values in ((canvas.labels, (1, 2)), (canvas.structures, STRUCTURES)):
+        thick = _thick_labels(painted_map, thin, values)
+        shift_slabs(thick, protocol)
+        maps.append(thick)
+    arrays: list[NDArray[Any]] = [np.rint(image).astype(np.int16), *maps]
     affine = _affine(shape_kji, spacing_mm)
     for axis, flip in enumerate(flip_kji):
         if flip:
-            stored, truth = np.flip(stored, axis), np.flip(truth, axis)
+            arrays = [np.flip(array, axis) for array in arrays]
             column = 2 - axis
             affine[:3, 3] += affine[:3, column] * (shape_kji[axis] - 1)
             affine[:3, column] *= -1
-    return ThoraxPhantom(
-        np.ascontiguousarray(stored), np.ascontiguousarray(truth), affine, body, protocol
-    )
+    hu_stored, labels, structures = (np.ascontiguousarray(array) for array in arrays)
+    return ThoraxPhantom(hu_stored, labels, structures, affine, body, protocol)
 
 
 def random_phantom(
@@ -155,13 +161,15 @@ def _clean_pose() -> Pose:
     return Pose(offset_mm=_CLEAN_CENTRE_MM)
 
 
-def _thick_labels(labels: NDArray[np.uint8], thin: int) -> NDArray[np.uint8]:
+def _thick_labels(
+    labels: NDArray[np.uint8], thin: int, values: tuple[int, ...]
+) -> NDArray[np.uint8]:
     """Label each image slice with what fills at least half of it, uint8 [K, J, I]."""
     if thin == 1:
         return labels
     parts = labels.reshape(-1, thin, *labels.shape[1:])
     out = np.zeros((parts.shape[0], *labels.shape[1:]), np.uint8)
-    for value in (1, 2):
+    for value in values:
         out[(parts == value).sum(axis=1, dtype=np.uint8) * 2 >= thin] = value
     return out
 

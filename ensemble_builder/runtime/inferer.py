@@ -1,19 +1,27 @@
 """The `<name>_inferer` model: X -> Y, the network under the bundle's own inferer.
 
-The sliding window runs in this process; `networks/` decides what computes each window.
+The sliding window runs in this process; `networks/` decides what computes each window, unless
+the network is a Triton model of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ensemble_builder.runtime.networks import load_network
-from ensemble_builder.runtime.recipe import BundleConfig, Recipe
-from ensemble_builder.runtime.tensors import answer, instance_device, read, tensor_output
+from ensemble_builder.runtime.config import BundleConfig
+from ensemble_builder.runtime.fusion import split
+from ensemble_builder.runtime.loading import extra_name
+from ensemble_builder.runtime.networks import example_windows, load_network
+from ensemble_builder.runtime.networks.triton import TritonNetwork
+from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, Recipe
+from ensemble_builder.runtime.tensors import answer, instance_device, read, say, tensor_output
+from ensemble_builder.runtime.window_slab import Reduce
+from ensemble_builder.runtime.windows import sliding_window
 
 
 class Inferer:
@@ -22,20 +30,54 @@ class Inferer:
     def initialize(self, args: dict[str, str]) -> None:
         """Loads weights and compiles the network for the device."""
         version_folder = Path(args["model_repository"]) / args["model_version"]
-        recipe = Recipe.load(version_folder)
+        self._recipe = Recipe.load(version_folder)
         self._device = instance_device(args)
-        bundle = BundleConfig(version_folder / "bundle", recipe.config, self._device)
+        folder = version_folder / BUNDLE_FOLDER
+        bundle = self._recipe.open(folder, self._device)
         self._inferer = bundle.inferer()
-        self._network = load_network(bundle, recipe, version_folder / "bundle", self._device)
-        self._amp = recipe.amp and self._device.type == "cuda"
+        self._network = self._choose(bundle, folder)
+        self._reduce = self._reduction(bundle)
+        self._amp = self._recipe.amp and self._device.type == "cuda"
+        own = self._recipe.network_model
+        say(args, f"asks {own.name} for its windows" if own else self._network)
+        # Not where another model computes: none can be called before this one is loaded.
+        if self._device.type == "cuda" and not self._recipe.needs_eager and own is None:
+            with torch.inference_mode():  # cuDNN chooses its algorithms now, not for a patient
+                self._network(example_windows(self._recipe.window).to(self._device))
+
+    def _choose(self, bundle: BundleConfig, folder: Path) -> Callable[..., torch.Tensor]:
+        if self._recipe.network_model is None:
+            return load_network(bundle, self._recipe, folder, self._device)
+        batch = int(getattr(self._inferer, "sw_batch_size", 1))
+        return TritonNetwork(self._recipe.network_model, self._device, batch)
+
+    def _reduction(self, bundle: BundleConfig) -> Reduce | None:
+        """What of the postprocessing this step does already."""
+        recipe = self._recipe
+        if not recipe.y_channels:
+            return None
+        return split(bundle.postprocessing(), recipe.pred_key, recipe.y_channels).reduce
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request."""
         return [answer(request, self._compute) for request in requests]
 
     def _compute(self, request: Any) -> list[Any]:
+        recipe = self._recipe
         x = read(request, "X", self._device)
+
+        def extra(key: str) -> torch.Tensor:
+            return read(request, extra_name(key), self._device)[None]
+
+        args = [extra(key) for key in recipe.network_args]
+        kwargs = {name: extra(key) for name, key in recipe.network_kwargs.items()}
         amp = torch.autocast("cuda") if self._amp else contextlib.nullcontext()
         with amp:
-            y = self._inferer(inputs=x[None], network=self._network)
-        return [tensor_output("Y", y[0].to(torch.float32))]
+            if args or kwargs:
+                y = self._inferer(x[None], self._network, *args, **kwargs)[0]
+                y = y if self._reduce is None else self._reduce(y)
+            else:
+                y = sliding_window(
+                    self._inferer, x[None], self._network, self._reduce, request.is_cancelled
+                )[0]
+        return [tensor_output("Y", y if self._reduce is not None else y.to(torch.float32))]

@@ -1,4 +1,4 @@
-"""The `<name>_postprocess` model: Y, TRACE, TRACE_AFFINE -> MASK on the input's grid.
+"""The `<name>_postprocess` model: Y and TRACE -> the contract's outputs.
 
 Runs the bundle's own postprocessing in its own order; `Invertd` finds the operations that
 the preprocess model recorded.
@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from monai.data import MetaTensor
-from monai.utils import SpaceKeys
-
-from ensemble_builder.runtime.recipe import BundleConfig, Recipe
+from ensemble_builder.runtime.fusion import run, split
+from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, Recipe
+from ensemble_builder.runtime.recording import warm_up
+from ensemble_builder.runtime.results import result
+from ensemble_builder.runtime.state import decode_state, dictionary_of
 from ensemble_builder.runtime.tensors import (
     answer,
     instance_device,
@@ -21,8 +21,8 @@ from ensemble_builder.runtime.tensors import (
     read_text,
     tensor_output,
 )
-from ensemble_builder.runtime.trace import TraceError, decode_trace
-from ensemble_builder.runtime.volumes import InputError, label_map
+from ensemble_builder.runtime.trace import TraceError
+from ensemble_builder.runtime.volumes import InputError
 
 
 class Postprocess:
@@ -33,8 +33,12 @@ class Postprocess:
         version_folder = Path(args["model_repository"]) / args["model_version"]
         self._recipe = Recipe.load(version_folder)
         self._device = instance_device(args)
-        bundle = BundleConfig(version_folder / "bundle", self._recipe.config, self._device)
+        bundle = self._recipe.open(version_folder / BUNDLE_FOLDER, self._device)
         self._transforms = bundle.postprocessing()
+        warm_up()
+        recipe = self._recipe
+        if recipe.y_channels:  # the inferer step has done a part of it
+            self._transforms = split(self._transforms, recipe.pred_key, recipe.y_channels).rest
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request."""
@@ -43,14 +47,14 @@ class Postprocess:
     def _compute(self, request: Any) -> list[Any]:
         y = read(request, "Y", self._device)
         try:
-            operations = decode_trace(read_text(request, "TRACE"))
+            state = decode_state(read_text(request, "TRACE"))
         except TraceError as error:
             raise InputError(str(error)) from error
-        affine = read(request, "TRACE_AFFINE", torch.device("cpu"))
-        # Invertd reads only the operations and the affine of the image, never its voxels.
-        meta = {"affine": affine, "space": SpaceKeys.RAS}
-        image = MetaTensor(torch.empty(0), meta=meta, applied_operations=operations)
-        # It inverts a MetaTensor; a plain tensor it would only warn about and pass through.
-        pred = MetaTensor(y, meta=meta)
-        done = self._transforms({self._recipe.image_key: image, self._recipe.pred_key: pred})
-        return [tensor_output("MASK", label_map(done[self._recipe.pred_key]))]
+        carried = {one.key: read(request, one.tensor, self._device) for one in self._recipe.carried}
+        recipe = self._recipe
+        data = dictionary_of(recipe.network_key, recipe.pred_key, state, y, carried)
+        done = run(self._transforms, data, recipe.pred_key)
+        return [
+            tensor_output(one.tensor, result(done[one.key], one, state.input_shape))
+            for one in recipe.outputs
+        ]

@@ -1,17 +1,26 @@
-"""The `<name>_preprocess` model: IMAGE, RESCALE, AFFINE -> X, TRACE, TRACE_AFFINE.
+"""The `<name>_preprocess` model: what a request brings -> X, TRACE and whatever is carried.
 
-Takes stored pixel values as DICOM orders them and gives the network's input, through the
-bundle's own MONAI transforms, on the device.
+Takes stored pixel values as DICOM orders them, photographs, clicks, and gives the network's
+input, through the bundle's own MONAI transforms, on the device.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ensemble_builder.runtime.recipe import BundleConfig, Recipe
+from ensemble_builder.runtime.loading import (
+    extra_name,
+    input_shape,
+    loaded,
+    network_input,
+    root_cause,
+)
+from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, Recipe
+from ensemble_builder.runtime.state import encode_state, state_of
 from ensemble_builder.runtime.tensors import (
     answer,
     instance_device,
@@ -19,8 +28,10 @@ from ensemble_builder.runtime.tensors import (
     tensor_output,
     text_output,
 )
-from ensemble_builder.runtime.trace import encode_trace
-from ensemble_builder.runtime.volumes import monai_image
+from ensemble_builder.runtime.volumes import InputError
+from ensemble_builder.samples import sample
+
+_log = logging.getLogger(__name__)
 
 
 class Preprocess:
@@ -31,25 +42,54 @@ class Preprocess:
         version_folder = Path(args["model_repository"]) / args["model_version"]
         self._recipe = Recipe.load(version_folder)
         self._device = instance_device(args)
-        bundle = BundleConfig(version_folder / "bundle", self._recipe.config, self._device)
+        bundle = self._recipe.open(version_folder / BUNDLE_FOLDER, self._device)
         self._transforms = bundle.preprocessing()
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """One generated input goes through, so that the first study needn't wait for imports."""
+        request = sample(self._recipe.inputs)
+        try:
+            with torch.inference_mode():
+                self._transforms(
+                    loaded(
+                        self._recipe.inputs,
+                        lambda name, device: torch.from_numpy(request[name]).to(device),
+                        self._device,
+                    )
+                )
+        except Exception as error:  # noqa: BLE001 - a bundle may want another size; it will say so
+            _log.info("the warm-up didn't go through: %s", root_cause(error))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request."""
         return [answer(request, self._compute) for request in requests]
 
     def _compute(self, request: Any) -> list[Any]:
-        stored = read(request, "IMAGE", self._device)
-        rescale = read(request, "RESCALE", torch.device("cpu"))
-        affine = read(request, "AFFINE", torch.device("cpu"))
-        image = monai_image(stored, rescale, affine)
-        key = self._recipe.image_key
-        x = self._transforms({key: image})[key]
-        if getattr(x, "pending_operations", None):
-            msg = "the preprocessing leaves lazy operations pending, which can't be inverted"
-            raise RuntimeError(msg)
-        return [
-            tensor_output("X", x.to(torch.float32)),
-            text_output("TRACE", encode_trace(x.applied_operations)),
-            tensor_output("TRACE_AFFINE", x.affine.to(torch.float64).cpu()),
+        recipe = self._recipe
+        data = loaded(recipe.inputs, lambda name, device: read(request, name, device), self._device)
+        shape = input_shape(recipe.inputs, data)
+        try:
+            done = self._transforms(data)
+        except Exception as error:
+            raise _as_input_error(error) from error
+        x = network_input(recipe.network_key, done)
+        outputs = [
+            tensor_output("X", x),
+            text_output("TRACE", encode_state(state_of(done, shape))),
         ]
+        for key in recipe.extra_keys():
+            outputs.append(tensor_output(extra_name(key), torch.as_tensor(done[key])))
+        for one in recipe.carried:
+            if one.tensor != "X":  # which is there already
+                outputs.append(tensor_output(one.tensor, torch.as_tensor(done[one.key])))
+        return outputs
+
+
+def _as_input_error(error: Exception) -> Exception:
+    """Values that a bundle's transform can't take are the request's fault; the rest is ours."""
+    cause = root_cause(error)
+    if isinstance(cause, ValueError | IndexError):
+        sentence = " ".join(str(cause).split())[:200]
+        return InputError(f"the bundle's preprocessing can't take this input: {sentence}")
+    return error

@@ -14,7 +14,13 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
+from ensemble_builder.errors import Cancelled, ModelFailed
 from ensemble_builder.runtime.volumes import InputError
+
+
+def say(args: dict[str, str], what: object) -> None:
+    """One line in the server's log."""
+    pb_utils.Logger.log_info(f"{args['model_name']}: {what}")
 
 
 def instance_device(args: dict[str, str]) -> torch.device:
@@ -71,6 +77,11 @@ def answer(request: Any, compute: Callable[[Any], list[Any]]) -> Any:
             return pb_utils.InferenceResponse(output_tensors=compute(request))
     except InputError as error:
         return _error(str(error), "INVALID_ARG")
+    except Cancelled as error:
+        return _error(str(error), "CANCELLED")
+    except ModelFailed as error:
+        # With Triton's own words and code: they tell whoever watches which stub has died.
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), error.triton_code))
     except torch.cuda.OutOfMemoryError:
         # Three stubs share the GPU: what this one keeps for later, another may need now.
         torch.cuda.empty_cache()

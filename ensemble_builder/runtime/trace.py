@@ -40,7 +40,7 @@ def encode_trace(applied_operations: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         TraceError: an operation recorded something that has no tag here.
     """
-    return json.dumps(_encode(list(applied_operations)), separators=(",", ":"))
+    return json.dumps(encode(list(applied_operations)), separators=(",", ":"))
 
 
 def decode_trace(text: str) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ def decode_trace(text: str) -> list[dict[str, Any]]:
         TraceError: the text is no trace.
     """
     try:
-        operations = _decode(json.loads(text))
+        operations = decode(json.loads(text))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         msg = "TRACE is not what the preprocess model writes"
         raise TraceError(msg) from error
@@ -60,13 +60,18 @@ def decode_trace(text: str) -> list[dict[str, Any]]:
     return operations
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
+    """A value as JSON can say it, types in tags.
+
+    Raises:
+        TraceError: it holds something that has no tag here.
+    """
     if isinstance(value, Enum):  # before str: MONAI's enums are strings too
         return {_TAG: "enum", "class": type(value).__name__, "name": value.name}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):
-        return _encode(value.item())
+        return encode(value.item())
     if isinstance(value, torch.Tensor):
         plain = value.detach().as_subclass(torch.Tensor).cpu()
         data = plain.to(torch.float64) if plain.dtype == torch.bfloat16 else plain
@@ -76,13 +81,13 @@ def _encode(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return {_TAG: "dtype", "name": str(value)}
     if isinstance(value, tuple):  # torch.Size is one
-        return {_TAG: "tuple", "items": [_encode(item) for item in value]}
+        return {_TAG: "tuple", "items": [encode(item) for item in value]}
     if isinstance(value, list):
-        return [_encode(item) for item in value]
+        return [encode(item) for item in value]
     if isinstance(value, Mapping):
         return {
             str(key.value if isinstance(key, Enum) else key): (
-                TraceKeys.NONE.value if key == TraceKeys.ID else _encode(item)
+                TraceKeys.NONE.value if key == TraceKeys.ID else encode(item)
             )
             for key, item in value.items()
         }
@@ -90,16 +95,21 @@ def _encode(value: Any) -> Any:
     raise TraceError(msg)
 
 
-def _decode(value: Any) -> Any:
+def decode(value: Any) -> Any:
+    """What `encode` was given.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: `encode` never wrote this.
+    """
     if isinstance(value, list):
-        return [_decode(item) for item in value]
+        return [decode(item) for item in value]
     if not isinstance(value, dict):
         return value
     tag = value.get(_TAG)
     if tag is None:
-        return {key: _decode(item) for key, item in value.items()}
+        return {key: decode(item) for key, item in value.items()}
     if tag == "tuple":
-        return tuple(_decode(item) for item in value["items"])
+        return tuple(decode(item) for item in value["items"])
     if tag == "tensor":
         return torch.tensor(value["data"], dtype=_DTYPES[value["dtype"]])
     if tag == "ndarray":

@@ -1,8 +1,9 @@
-"""Between the contract's volumes and MONAI's images: axes, frames of reference, rescaling.
+"""Between the contract's images and MONAI's: axes, frames of reference, rescaling.
 
 The contract speaks DICOM ([K, J, I], LPS, stored values); MONAI speaks NIfTI ([I, J, K],
 RAS, modality values). Nothing is copied or flipped for it: the axes are a view, the frame is
-a sign in the affine.
+a sign in the affine. Photographs are [H, W, C] here and [W, H, C] there, as PIL's reader
+gives them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import torch
 from monai.data import MetaTensor
 from monai.utils import SpaceKeys
+
+from ensemble_builder.runtime.inputs import Layout
 
 LPS_TO_RAS = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))
 """DICOM counts towards left and posterior, MONAI (as NIfTI) towards right and anterior."""
@@ -23,42 +26,85 @@ class InputError(ValueError):
 
 
 def monai_image(
-    stored: torch.Tensor, rescale: torch.Tensor, affine_lps: torch.Tensor
+    stored: torch.Tensor,
+    rescale: torch.Tensor,
+    affine_lps: torch.Tensor,
+    layout: Layout = "volume",
+    names: tuple[str, str, str] = ("IMAGE", "RESCALE", "AFFINE"),
 ) -> MetaTensor:
-    """The volume as MONAI's readers would have loaded it.
+    """Stored values as MONAI's readers would have loaded them.
 
     Args:
-        stored: int16 [K, J, I], stored pixel values.
-        rescale: float64 [K, 2], slope and intercept per slice.
+        stored: int16, stored pixel values: [K, J, I] (volume), [C, K, J, I] (channels) or
+            [J, I] (gray).
+        rescale: float64, slope and intercept per slice: [K, 2], [C, K, 2] or [1, 2].
         affine_lps: float64 [4, 4], (i, j, k, 1) -> LPS millimetres.
+        layout: Which of these it is.
+        names: Of the three tensors, for the sentences.
 
     Returns:
-        float32 [I, J, K] with a RAS affine, a view of slice-ordered memory.
+        float32 [I, J, K], [C, I, J, K] or [I, J] with a RAS affine, a view of slice-ordered
+        memory.
 
     Raises:
         InputError: shapes that don't fit together, or an affine that isn't one.
     """
-    if stored.ndim != 3 or 0 in stored.shape:
-        msg = f"IMAGE must be [K, J, I] without empty axes, not {list(stored.shape)}"
+    axes = {"volume": "[K, J, I]", "channels": "[C, K, J, I]", "gray": "[J, I]"}[layout]
+    if stored.ndim != axes.count(",") + 1 or 0 in stored.shape:
+        msg = f"{names[0]} must be {axes} without empty axes, not {list(stored.shape)}"
         raise InputError(msg)
-    if rescale.shape != (stored.shape[0], 2) or not bool(torch.isfinite(rescale).all()):
-        msg = f"RESCALE must be finite and [{stored.shape[0]}, 2] for this IMAGE"
+    slices = (1,) if layout == "gray" else tuple(stored.shape[:-2])
+    if rescale.shape != (*slices, 2) or not bool(torch.isfinite(rescale).all()):
+        msg = f"{names[1]} must be finite and {[*slices, 2]} for this {names[0]}"
         raise InputError(msg)
+    _check_affine(affine_lps, names[2])
+    values = _rescaled(stored.reshape(-1, *stored.shape[-2:]), rescale.reshape(-1, 2))
+    values = values.reshape(stored.shape)
+    if layout == "channels":
+        values = values.permute(0, 3, 2, 1)
+    else:
+        values = values.permute(*reversed(range(values.ndim)))
+    channels_first = layout == "channels"
+    meta = {
+        "affine": LPS_TO_RAS @ affine_lps,
+        "space": SpaceKeys.RAS,
+        # MONAI's word for "no channel axis" is not a number.
+        "original_channel_dim": 0 if channels_first else float("nan"),
+        "spatial_shape": tuple(values.shape[1:] if channels_first else values.shape),
+    }
+    return MetaTensor(values, meta=meta)
+
+
+def photograph(pixels: torch.Tensor, name: str = "IMAGE") -> MetaTensor:
+    """A photograph as PIL's reader would have loaded it: uint8 [W, H, C], a view.
+
+    Args:
+        pixels: uint8 [H, W, C].
+        name: Of the tensor, for the sentence.
+
+    Raises:
+        InputError: it has another shape.
+    """
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        msg = f"{name} must be [H, W, C] without empty axes, not {list(pixels.shape)}"
+        raise InputError(msg)
+    meta = {
+        "space": SpaceKeys.RAS,
+        "original_channel_dim": -1,
+        "spatial_shape": (pixels.shape[1], pixels.shape[0]),
+    }
+    return MetaTensor(pixels.permute(1, 0, 2), meta=meta)
+
+
+def _check_affine(affine_lps: torch.Tensor, name: str) -> None:
     if affine_lps.shape != (4, 4) or not bool(torch.isfinite(affine_lps).all()):
-        msg = "AFFINE must be finite and [4, 4]"
+        msg = f"{name} must be finite and [4, 4]"
         raise InputError(msg)
     volume_mm3 = float(torch.linalg.det(affine_lps[:3, :3]).abs())
     last_row_ok = affine_lps[3].tolist() == [0.0, 0.0, 0.0, 1.0]
     if volume_mm3 < SMALLEST_AFFINE_DETERMINANT_MM3 or not last_row_ok:
-        msg = "AFFINE doesn't map voxels to a volume: check the spacing and the orientation"
+        msg = f"{name} doesn't map voxels to a volume: check the spacing and the orientation"
         raise InputError(msg)
-    meta = {
-        "affine": LPS_TO_RAS @ affine_lps,
-        "space": SpaceKeys.RAS,
-        "original_channel_dim": float("nan"),  # MONAI's word for "no channel axis"
-        "spatial_shape": tuple(reversed(stored.shape)),
-    }
-    return MetaTensor(_rescaled(stored, rescale).permute(2, 1, 0), meta=meta)
 
 
 def _rescaled(stored: torch.Tensor, rescale: torch.Tensor) -> torch.Tensor:
@@ -73,19 +119,3 @@ def _rescaled(stored: torch.Tensor, rescale: torch.Tensor) -> torch.Tensor:
     for k, (slope, intercept) in enumerate(rescale.tolist()):
         values[k] = stored[k].to(torch.float64).mul_(slope).add_(intercept)
     return values
-
-
-def label_map(pred: torch.Tensor) -> torch.Tensor:
-    """uint8 [K, J, I] from the postprocessing's [1, I, J, K] label map.
-
-    Raises:
-        RuntimeError: more than one channel, or labels that don't fit.
-    """
-    if pred.ndim != 4 or pred.shape[0] != 1:
-        msg = f"the postprocessing gives {list(pred.shape)}, not a label map [1, I, J, K]"
-        raise RuntimeError(msg)
-    labels = pred.as_subclass(torch.Tensor)[0]
-    if float(labels.min()) < 0 or float(labels.max()) > 255:
-        msg = "the postprocessing gives labels outside 0..255"
-        raise RuntimeError(msg)
-    return labels.to(torch.uint8).permute(2, 1, 0).contiguous()

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tritonclient.grpc as triton
+from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from ensemble_builder.contract import PARAMETER, Contract
-
-SHAPE_KJI = (24, 48, 48)
-SPACING_MM = (5.0, 5.0, 5.0)
-
+from ensemble_builder.contract import PARAMETER, Contract, NamedInput, OutputPart
+from ensemble_builder.runtime.inputs import Input
+from ensemble_builder.samples import sample
 
 LOOPBACK_CHANNEL = [
     # Loopback never goes through a proxy of the site, and a server that comes back is
@@ -125,11 +124,7 @@ class Heart:
         self._client.load_model(model, client_timeout=180)
 
     def _infer(self, contract: Contract, timeout_s: float) -> None:
-        values = {
-            "IMAGE": _test_volume(),
-            "RESCALE": np.tile([1.0, 0.0], (SHAPE_KJI[0], 1)),
-            "AFFINE": np.diag([*SPACING_MM, 1.0]),
-        }
+        values = example_request(contract)
         inputs = []
         for name, value in values.items():
             tensor = triton.InferInput(name, value.shape, np_to_triton_dtype(value.dtype))
@@ -138,17 +133,41 @@ class Heart:
         result = self._client.infer(contract.pipeline, inputs, client_timeout=timeout_s)
         for output in contract.outputs:
             answer = result.as_numpy(output.name)
-            if answer is None or (output.kind == "labelmap" and answer.shape != SHAPE_KJI):
+            if answer is None or not _fits(answer.shape, output, values):
                 msg = f"{contract.pipeline} answers the heartbeat with a wrong {output.name}"
                 raise InferenceServerException(msg)
 
 
-def _test_volume() -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
-    """A small block of soft tissue in air: never all zero, the same each time."""
-    volume = np.full(SHAPE_KJI, -1000, np.int16)
-    k, j, i = SHAPE_KJI
-    volume[k // 6 : -k // 6, j // 6 : -j // 6, i // 6 : -i // 6] = 40
-    return volume
+def example_request(contract: Contract) -> dict[str, NDArray[Any]]:
+    """A small request of the shapes that the builder tried: Triton tensor -> array."""
+    inputs = [
+        Input(
+            one.name, one.tensors.get("image") or one.tensors["values"], one.layout, _channels(one)
+        )
+        for one in contract.inputs
+    ]
+    shapes = {one.layout: one.example_shape for one in contract.inputs}
+    volume = shapes.get("volume") or shapes.get("channels", ())[1:]
+    picture = shapes.get("gray") or shapes.get("rgb", ())[:2]
+    return sample(inputs, volume or None, picture or None)
+
+
+def _channels(one: NamedInput) -> int:
+    if one.layout == "channels":
+        return one.dims[0]
+    return one.dims[-1] if one.layout in ("rgb", "points") else 1
+
+
+def _fits(shape: tuple[int, ...], output: OutputPart, values: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether an answer has the contract's dims and, where it says so, the input's grid."""
+    if len(shape) != len(output.dims):
+        return False
+    if any(stated not in (-1, n) for stated, n in zip(output.dims, shape, strict=True)):
+        return False
+    if output.kind != "labelmap" or not output.on_input_grid:
+        return True
+    first = next(iter(values.values()))
+    return shape in (first.shape, first.shape[-len(shape) :], first.shape[: len(shape)])
 
 
 def _dead_model(text: str) -> str | None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -79,14 +80,19 @@ class ServerProcess:
     """A running tritonserver with its stubs; `stop` leaves nothing behind."""
 
     def __init__(
-        self, found: FoundServer, repository: Path, ports: Ports, log: IO[bytes] | None
+        self,
+        found: FoundServer,
+        repository: Path,
+        ports: Ports,
+        log: IO[bytes] | None,
+        flags: Sequence[str] = (),
     ) -> None:
-        """Starts it; it is not ready yet."""
+        """Starts it, with further flags if need be; it is not ready yet."""
         self._scratch = Path(tempfile.mkdtemp(prefix="tritome-triton-"))
         # A prefix of its own tells this run's leftovers in /dev/shm from anyone else's.
         self.server_id = f"tritome_stub_{uuid.uuid4().hex[:12]}_"
         try:
-            command = self.command(found, repository, ports)
+            command = [*self.command(found, repository, ports), *flags]
             self._process = subprocess.Popen(
                 command,
                 env=os.environ | found.environment,

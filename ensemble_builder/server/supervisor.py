@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +21,9 @@ from ensemble_builder.server.process import Ports, ServerProcess
 START_TIMEOUT_S = 240.0
 BEAT_EVERY_S = 5.0
 BEAT_TIMEOUT_S = 120.0
+LARGEST_BEAT_SHARE = 0.1
+"""Watching takes at most this part of the time: a large network's heartbeat is a real
+inference too, and comes less often."""
 BUSY_CPU_SHARE = 0.05
 """A server that used more of one core than this during a late heartbeat is busy, not hung."""
 TOO_MANY_BEATS = 2
@@ -46,6 +50,7 @@ class TritonServer:
         host: str = "127.0.0.1",
         log: Path | None = None,
         watch: bool = True,
+        flags: Sequence[str] = (),
     ) -> None:
         """Looks for a tritonserver; starts nothing yet.
 
@@ -58,6 +63,7 @@ class TritonServer:
                 reach it, such as the inner network of containers.
             log: File for the server's output; ours where not given.
             watch: Whether to watch and restart.
+            flags: Further ones for tritonserver, such as --trace-config.
 
         Raises:
             ServerNotFound: there is no tritonserver on this machine.
@@ -68,15 +74,22 @@ class TritonServer:
         self._log_path = log
         self._log_file: IO[bytes] | None = None
         self._watch = watch
+        self._flags = tuple(flags)
         self._ended = threading.Event()
         self._watcher: threading.Thread | None = None
         self._process: ServerProcess | None = None
         self._heart: Heart | None = None
         self._failed_beats = 0
+        self._next_beat_s = 0.0
         self.restarts = 0
         """How often the server was started again."""
         self.reloads = 0
         """How often a model was loaded again because its stub died."""
+
+    @property
+    def model_repository(self) -> Path:
+        """The folder that is served."""
+        return self._repository
 
     @property
     def grpc_url(self) -> str:
@@ -154,7 +167,9 @@ class TritonServer:
 
     def _launch(self) -> None:
         self._ports.require_free()
-        process = ServerProcess(self._found, self._repository, self._ports, self._log_file)
+        process = ServerProcess(
+            self._found, self._repository, self._ports, self._log_file, self._flags
+        )
         self._process = process
         server_id = process.server_id if "--id" in self._found.flags else ""
         heart = self._heart = Heart(self.grpc_url, server_id)
@@ -184,7 +199,7 @@ class TritonServer:
             try:
                 if not self._alive():
                     self._restart("ended by itself")
-                else:
+                elif time.monotonic() >= self._next_beat_s:
                     self._check()
                 backoff_s = 1.0
             except Exception as error:  # noqa: BLE001 - a thread's edge: it must go on watching
@@ -198,6 +213,8 @@ class TritonServer:
         assert heart is not None
         before_s, started = self._cpu_s(), time.monotonic()
         beat = heart.beat(BEAT_TIMEOUT_S)
+        took_s = time.monotonic() - started
+        self._next_beat_s = time.monotonic() + took_s * (1 / LARGEST_BEAT_SHARE - 1)
         if self._ended.is_set() or not self._alive():
             return
         if beat.failure is None:

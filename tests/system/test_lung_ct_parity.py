@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ensemble_builder.build import build
-from ensemble_builder.bundle import find_bundle
+from ensemble_builder.bundle import Options, find_bundle
 from ensemble_builder.phantoms.thorax import thorax_phantom
 from ensemble_builder.server import TritonServer
 from ensemble_builder.verify import StoredVolume, compare, reference, served
@@ -25,8 +25,8 @@ LEAST_AGREEMENT_OF_OPENVINO = 0.999
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """Both runtimes of the same bundle beside each other."""
     folder = tmp_path_factory.mktemp("repository")
-    list(build("lung_ct", folder, runtime="torch", name="lung_ct_torch"))
-    list(build("lung_ct", folder, runtime="openvino", name="lung_ct_openvino"))
+    list(build("lung_ct", folder, Options(runtime="torch", name="lung_ct_torch")))
+    list(build("lung_ct", folder, Options(runtime="openvino", name="lung_ct_openvino")))
     log = tmp_path_factory.mktemp("log") / "triton.log"
     with TritonServer(folder, log=log, watch=False) as found:
         yield found

@@ -17,6 +17,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from ensemble_builder.build import build
+from ensemble_builder.bundle import Options
 from ensemble_builder.errors import ServerFailed, ServerNotFound
 from ensemble_builder.server import TritonServer, find_tritonserver
 from ensemble_builder.server.heartbeat import Heart
@@ -43,7 +44,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, built with eager torch."""
     folder = tmp_path_factory.mktemp("repository")
-    list(build(bundle, folder, runtime="torch"))
+    list(build(bundle, folder, Options(runtime="torch")))
     return folder
 
 
@@ -99,7 +100,7 @@ def test_building_into_the_served_repository_disturbs_nobody(
     server: TritonServer, bundle: Path, repository: Path
 ) -> None:
     """What was built since the start isn't loaded yet; the heartbeat doesn't mind."""
-    list(build(bundle, repository, runtime="torch", name="another"))
+    list(build(bundle, repository, Options(runtime="torch", name="another")))
     (repository / "an_empty_folder").mkdir()
     heart = Heart(server.grpc_url)
     try:

@@ -1,86 +1,18 @@
-"""The bundle as Python sees it: its parsed configuration and its whole pipeline in one process.
-
-In: the bundle's folder. Out: HU to labels exactly as `monai.bundle run` computes them, but from an
-array instead of a file. The served ensemble is compared with this.
-"""
+"""The lung bundle in one process: HU to left and right lung."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor
-from monai.transforms import Compose, LoadImaged, SaveImaged
-from numpy.typing import NDArray
+from ensemble_builder.pipelines.training.inference import InProcess, read_config
+
+__all__ = ["BUNDLE_ROOT", "LungBundle", "read_config"]
 
 BUNDLE_ROOT = Path(__file__).parent
 
 
-def read_config(bundle_root: Path, name: str = "inference") -> ConfigParser:
-    """Parse `configs/<name>.json` with the bundle's own folder as root."""
-    parser = ConfigParser()
-    parser.read_config(str(bundle_root / "configs" / f"{name}.json"))
-    parser["bundle_root"] = os.fspath(bundle_root)
-    return parser
-
-
-class LungBundle:
-    """Preprocessing, network, inferer and postprocessing of inference.json, without file I/O."""
+class LungBundle(InProcess):
+    """Gives uint8 [K, J, I]: 0 background, 1 left lung, 2 right lung."""
 
     def __init__(self, bundle_root: Path = BUNDLE_ROOT, weights: Path | None = None) -> None:
-        """Load the bundle.
-
-        Args:
-            bundle_root: folder with `configs` and `models`.
-            weights: a state dict to use in place of `models/model.pt`.
-        """
-        parser = read_config(bundle_root)
-        for step in parser["preprocessing"]["transforms"]:
-            if step["_target_"] == "LoadImaged":
-                # Its reader may not be installed, and the array is already here.
-                step["_disabled_"] = True
-        for step in parser["postprocessing"]["transforms"]:
-            if step["_target_"] == "SaveImaged":
-                step["_disabled_"] = True
-        parser["device"] = "$torch.device('cpu')"
-        self.preprocessing = self._without(parser.get_parsed_content("preprocessing"))
-        self.network = parser.get_parsed_content("network_def")
-        self.inferer = parser.get_parsed_content("inferer")
-        self.postprocessing = self._without(parser.get_parsed_content("postprocessing"))
-        state = torch.load(
-            weights or bundle_root / "models" / "model.pt", map_location="cpu", weights_only=True
-        )
-        self.network.load_state_dict(state)
-        self.network.eval()
-
-    @staticmethod
-    def _without(steps: Compose) -> Compose:
-        left = [t for t in steps.transforms if not isinstance(t, LoadImaged | SaveImaged)]
-        steps.transforms = tuple(left)
-        return steps
-
-    def labels(self, hu: NDArray[np.int16], affine_lps: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Segment one volume.
-
-        Args:
-            hu: int16 [K, J, I], Hounsfield units.
-            affine_lps: float64 [4, 4], (i, j, k, 1) to LPS mm.
-
-        Returns:
-            uint8 [K, J, I]: 0 background, 1 left lung, 2 right lung.
-        """
-        affine_ras = np.diag((-1.0, -1.0, 1.0, 1.0)) @ affine_lps
-        array = torch.from_numpy(np.ascontiguousarray(hu.transpose(2, 1, 0))).float()
-        image = MetaTensor(array, affine=torch.from_numpy(affine_ras))
-        image.meta["original_channel_dim"] = "no_channel"
-        data: dict[str, Any] = {"image": image}
-        data = self.preprocessing(data)
-        with torch.no_grad():
-            pred = self.inferer(data["image"][None], self.network)[0]
-        data["pred"] = MetaTensor(torch.as_tensor(pred), meta=data["image"].meta)
-        out = self.postprocessing(data)["pred"]
-        return np.asarray(out[0], dtype=np.uint8).transpose(2, 1, 0).copy()
+        super().__init__(bundle_root, weights)

@@ -35,6 +35,35 @@ def lung_labels(hu: NDArray[np.int16], affine_lps: NDArray[np.float64]) -> NDArr
     Raises:
         ValueError: if the volume is not three-dimensional or its slices are not axial.
     """
+    canonical, spacing, flips = _canonical(hu, affine_lps)
+    labels = _label_canonical(np.maximum(canonical, -1024), spacing)
+    return np.ascontiguousarray(np.flip(labels, flips) if flips else labels)
+
+
+def airway_lumen(hu: NDArray[np.int16], affine_lps: NDArray[np.float64]) -> Mask:
+    """The air in windpipe and main bronchi, without their walls: bool [K, J, I].
+
+    Args:
+        hu: int16 [K, J, I], Hounsfield units, axial slices.
+        affine_lps: float64 [4, 4], (i, j, k, 1) to LPS mm.
+
+    Raises:
+        ValueError: as `lung_labels`.
+    """
+    canonical, spacing, flips = _canonical(hu, affine_lps)
+    canonical = np.maximum(canonical, -1024)
+    air = (canonical < LUNG_BELOW_HU) & _body(canonical, spacing)
+    grown = _airways(canonical, air, spacing, rim_mm=0.0)
+    # Noise leaves holes in it, and it reaches far into the lungs' thin branches.
+    closed = _close(grown, 3.0, spacing) & air if grown.any() else grown
+    lumen = ndimage.binary_opening(closed, _ball(3.5, spacing))
+    return np.ascontiguousarray(np.flip(lumen, flips) if flips else lumen)
+
+
+def _canonical(
+    hu: NDArray[np.int16], affine_lps: NDArray[np.float64]
+) -> tuple[NDArray[np.int16], NDArray[np.float64], tuple[int, ...]]:
+    """The volume with i, j, k to the left, the back and the head; its spacing; axes flipped."""
     if hu.ndim != 3:
         raise ValueError(f"expected a volume [K, J, I], got shape {hu.shape}")
     direction = affine_lps[:3, :3] / np.linalg.norm(affine_lps[:3, :3], axis=0)
@@ -42,9 +71,7 @@ def lung_labels(hu: NDArray[np.int16], affine_lps: NDArray[np.float64]) -> NDArr
         raise ValueError("expected axial slices with rows and columns along the patient's axes")
     flips = tuple(axis for axis in range(3) if direction[2 - axis, 2 - axis] < 0)
     spacing = np.linalg.norm(affine_lps[:3, :3], axis=0)[::-1]
-    canonical = np.flip(hu, flips) if flips else hu
-    labels = _label_canonical(np.maximum(canonical, -1024), spacing)
-    return np.ascontiguousarray(np.flip(labels, flips) if flips else labels)
+    return np.flip(hu, flips) if flips else hu, spacing, flips
 
 
 def _label_canonical(hu: NDArray[np.int16], spacing: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -120,7 +147,9 @@ def _body(hu: NDArray[np.int16], spacing: NDArray[np.float64]) -> Mask:
     return body
 
 
-def _airways(hu: NDArray[np.int16], air: Mask, spacing: NDArray[np.float64]) -> Mask:
+def _airways(
+    hu: NDArray[np.int16], air: Mask, spacing: NDArray[np.float64], rim_mm: float = 2.5
+) -> Mask:
     """Windpipe and main bronchi: grown from the top with a threshold that stops at the lung."""
     columns = hu.shape[2]
     cell_mm2 = spacing[1] * spacing[2]
@@ -148,7 +177,7 @@ def _airways(hu: NDArray[np.int16], air: Mask, spacing: NDArray[np.float64]) -> 
     if not best.any():
         return best
     # The wall and the blurred rim belong to the airway, not to the lung.
-    near = ndimage.distance_transform_edt(~best, spacing) <= 2.5
+    near = ndimage.distance_transform_edt(~best, spacing) <= rim_mm
     return np.asarray(near & air)
 
 

@@ -1,87 +1,88 @@
 """What computes one batch of windows: one file per runtime, one small Protocol.
 
-`load_network` reads the weights and picks the runtime. A conversion is used only where it
+`load_network` fills the network and picks the runtime. A conversion is used only where it
 agrees with eager torch on this very machine; otherwise eager runs, and the log says so.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 
-from ensemble_builder.errors import BundleError
-from ensemble_builder.runtime.recipe import BundleConfig, Recipe
+from ensemble_builder.runtime.config import BundleConfig
+from ensemble_builder.runtime.networks.choose import LoadedNetwork, choose_network
+from ensemble_builder.runtime.networks.eager import EagerNetwork
+from ensemble_builder.runtime.networks.examples import example_windows
+from ensemble_builder.runtime.networks.protocol import (
+    PRECISIONS,
+    RUNTIMES,
+    Network,
+    NetworkOptions,
+)
+from ensemble_builder.runtime.recipe import Recipe
+from ensemble_builder.runtime.weights import network_with_weights
+
+__all__ = [
+    "PRECISIONS",
+    "RUNTIMES",
+    "LoadedNetwork",
+    "Network",
+    "NetworkOptions",
+    "choose_network",
+    "example_windows",
+    "load_network",
+    "network_options",
+]
 
 _log = logging.getLogger(__name__)
 
 
-class Network(Protocol):
-    """A batch of windows [N, C, *roi] in, a batch of predictions out, on one device."""
-
-    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
-        """float32 [N, C_in, *roi] -> float32 [N, C_out, *roi]."""
-        ...
-
-
 def load_network(
-    bundle: BundleConfig, recipe: Recipe, bundle_folder: Path, device: torch.device
-) -> Network:
+    bundle: BundleConfig,
+    recipe: Recipe,
+    bundle_folder: Path,
+    device: torch.device,
+    most_windows: int | None = None,
+) -> LoadedNetwork:
     """The network with its weights, in the runtime that the recipe names.
 
+    Args:
+        bundle: Parsed for the device.
+        recipe: What the builder found.
+        bundle_folder: The bundle's root.
+        device: Where windows will be.
+        most_windows: Largest batch; what the bundle's inferer asks for where not given.
+
     Raises:
-        BundleError: weights that don't load or don't fit.
+        BundleError: weights that don't load or don't fit, or a network that gives something
+            other than one tensor.
     """
-    module = load_weights(bundle.network(recipe.network_id), bundle_folder / recipe.weights)
-    module = module.to(device)
-    runtime = recipe.runtime
-    if runtime == "auto":
-        runtime = "openvino" if device.type == "cpu" else "torch"
-    if runtime == "torch":
-        return module
-    from ensemble_builder.runtime.networks.openvino import (  # noqa: PLC0415 - only where used
-        ConversionError,
-        OpenVINONetwork,
+    module = network_with_weights(bundle, recipe.network_id, recipe.weights, bundle_folder)
+    options = network_options(recipe, bundle.inferer(), most_windows)
+    if recipe.needs_eager:
+        if options.precision != "f32":
+            _log.warning("eager torch computes this network in f32: it takes several tensors")
+        plain = NetworkOptions("torch", amp=recipe.amp)
+        return LoadedNetwork(EagerNetwork(module.to(device), device, plain), "torch", "f32")
+    return choose_network(module, example_windows(recipe.window), device, options)
+
+
+def network_options(
+    recipe: Recipe, inferer: Any, most_windows: int | None = None
+) -> NetworkOptions:
+    """What a network is loaded for: the recipe's words, and what its inferer will ask for."""
+    roi = getattr(inferer, "roi_size", None)
+    sizes = [roi] if isinstance(roi, int) else list(roi or [])
+    # Without a window of its own the inferer hands on whatever the preprocessing gives.
+    fixed = bool(sizes) and all(int(size) > 0 for size in sizes)
+    batch = getattr(inferer, "sw_batch_size", None) or getattr(inferer, "batch_size", None) or 1
+    return NetworkOptions(
+        runtime=recipe.runtime,
+        precision=recipe.precision,
+        amp=recipe.amp,
+        most_windows=most_windows or int(batch),
+        free_axes=() if fixed else tuple(range(len(recipe.window) - 1)),
     )
-
-    try:
-        return OpenVINONetwork(module, example_window(bundle, module))
-    except ConversionError as error:
-        _log.warning("OpenVINO is not used, eager torch is: %s", error)
-        return module
-
-
-def load_weights(module: torch.nn.Module, path: Path) -> torch.nn.Module:
-    """Fills a network from a state dict (or a dict that holds one under `model`).
-
-    Never unpickles anything but tensors (`weights_only`).
-
-    Raises:
-        BundleError: the file isn't such a state dict, or doesn't fit the network.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("model", "state_dict"):
-            if isinstance(state, dict) and isinstance(state.get(key), dict):
-                state = state[key]
-        module.load_state_dict(state)
-    except Exception as error:  # torch raises whatever its unpickler raises
-        msg = f"{path.name}: no weights for this network: {error}"
-        raise BundleError(msg) from error
-    return module
-
-
-def example_window(bundle: BundleConfig, module: torch.nn.Module) -> torch.Tensor:
-    """A fixed, non-constant window of the inferer's roi size: float32 [1, C, *roi]."""
-    inferer = bundle.inferer()
-    roi = [int(n) for n in inferer.roi_size]
-    first = next(p for p in module.parameters() if p.ndim >= 3)
-    seed = int(hashlib.sha256(str(roi).encode()).hexdigest()[:8], 16)
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(1, first.shape[1], *(max(n // 8, 1) for n in roi), generator=generator)
-    # Smooth structures, as in an image: on white noise every runtime differs more.
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(roi)]
-    return torch.nn.functional.interpolate(coarse, size=roi, mode=mode)

@@ -10,8 +10,15 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ensemble_builder.build import build
+from ensemble_builder.bundle import Options
 from ensemble_builder.contract import PARAMETER, Contract
 from ensemble_builder.errors import BundleError, RepositoryError
+from ensemble_builder.repository import (
+    roll_to,
+    served_version,
+    steps_of_version,
+    versions_of,
+)
 from tests.support.bundles import a_segmentation_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:monai")
@@ -73,14 +80,30 @@ def test_building_again_touches_nothing(tmp_path: Path) -> None:
     assert before == {p: p.stat().st_ino for p in repository.rglob("*")}
 
 
-def test_only_changed_models_are_written(tmp_path: Path) -> None:
-    """Another runtime changes every recipe; files that are no longer part of it go away."""
+def test_a_change_adds_a_version_and_going_back_is_one_call(tmp_path: Path) -> None:
+    """Every version keeps its own files and config; rolling back chooses it by name."""
     bundle, repository = a_segmentation_bundle(tmp_path / "b"), tmp_path / "repository"
-    list(build(bundle, repository))
-    stale = repository / "b" / "1" / "stale.txt"
-    stale.write_text("left over", encoding="utf-8")
-    assert [changed for _, changed in build(bundle, repository)] == [False, False, False, True]
-    assert not stale.exists()
+    list(build(bundle, repository, Options(runtime="torch")))
+    first = _files(repository / "b_inferer" / "1")
+    list(build(bundle, repository, Options(runtime="openvino")))
+    assert versions_of(repository / "b") == [1, 2]
+    assert _files(repository / "b_inferer" / "1") == first
+    assert steps_of_version(repository / "b", 2)["b_inferer"] == 2
+    roll_to(repository, "b", 1)
+    assert served_version(repository / "b_inferer") == 1
+    assert list(_config(repository, "b").version_policy.specific.versions) == [1]
+    roll_to(repository, "b", 2)
+    assert not _config(repository, "b").version_policy.specific.versions
+    with pytest.raises(RepositoryError, match=r"no version 7 \(there is 1, 2\)"):
+        roll_to(repository, "b", 7)
+
+
+def test_replacing_leaves_one_version(tmp_path: Path) -> None:
+    """What is checked in has no history of its own."""
+    bundle, repository = a_segmentation_bundle(tmp_path / "b"), tmp_path / "repository"
+    list(build(bundle, repository, Options(runtime="torch")))
+    list(build(bundle, repository, Options(runtime="openvino"), replace=True))
+    assert versions_of(repository / "b_inferer") == [1]
     assert sorted(p.name for p in repository.iterdir()) == [
         "b",
         "b_inferer",
@@ -100,4 +123,4 @@ def test_a_repository_that_can_t_be_written_says_so(tmp_path: Path) -> None:
 def test_an_unknown_runtime_is_refused(tmp_path: Path) -> None:
     """The message lists the runtimes there are."""
     with pytest.raises(BundleError, match="auto, torch, openvino"):
-        list(build("lung_ct", tmp_path, runtime="tensorflow"))
+        list(build("lung_ct", tmp_path, Options(runtime="tensorflow")))

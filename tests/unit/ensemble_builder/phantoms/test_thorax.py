@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from ensemble_builder.phantoms import Acquisition, Patient, random_phantom, thorax_phantom
+from ensemble_builder.phantoms.canvas import Structure
 
 SMALL = {"shape_kji": (40, 96, 96), "spacing_mm": (8.0, 4.0, 4.0)}
 
@@ -72,6 +73,23 @@ def test_the_windpipe_is_no_lung(phantom):
     """Above the carina there is enclosed air near the midline that has no label."""
     middle = phantom.hu[28, 40:64, 44:52]
     assert (middle[phantom.labels[28, 40:64, 44:52] == 0] < -500).any()
+
+
+def test_structures_are_made_of_what_they_should_be(phantom):
+    """Airways are air, the spine is dense, heart and aorta are soft; none of them is lung."""
+    hu = {s: phantom.hu[phantom.structures == s] for s in Structure if s is not Structure.NONE}
+    assert np.median(hu[Structure.AIRWAYS]) < -700
+    assert np.median(hu[Structure.SPINE]) > 130
+    assert all(0 < np.median(hu[s]) < 250 for s in (Structure.HEART, Structure.AORTA))
+    # A thick slice may be half heart and half lung, and is both then.
+    both = (phantom.structures > 0) & (phantom.labels > 0)
+    assert both.sum() < 0.01 * (phantom.structures > 0).sum()
+
+
+def test_flipping_keeps_structures_with_their_voxels():
+    """Image, lung labels and structures are stored in the same order."""
+    plain, flipped = (thorax_phantom(6, flip_kji=(f, f, f), **SMALL) for f in (False, True))
+    assert np.array_equal(plain.structures, flipped.structures[::-1, ::-1, ::-1])
 
 
 def test_padding_fills_the_corners():

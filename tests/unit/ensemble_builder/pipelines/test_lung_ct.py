@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from ensemble_builder.phantoms import thorax_phantom
-from ensemble_builder.pipelines.lung_ct.augment import random_crop
 from ensemble_builder.pipelines.lung_ct.bundle import BUNDLE_ROOT, LungBundle, read_config
 from ensemble_builder.pipelines.lung_ct.classical import lung_labels
-from ensemble_builder.pipelines.lung_ct.data import phantom_examples
-from ensemble_builder.pipelines.lung_ct.evaluate import dice
-from ensemble_builder.pipelines.lung_ct.train import soft_dice_and_cross_entropy
+from ensemble_builder.pipelines.lung_ct.data import LUNGS
+from ensemble_builder.pipelines.training.augment import random_crop
+from ensemble_builder.pipelines.training.course import soft_dice_and_cross_entropy
+from ensemble_builder.pipelines.training.examples import phantom_examples
+from ensemble_builder.pipelines.training.measure import dice
 
 WEIGHTS = BUNDLE_ROOT / "models" / "model.pt"
 
@@ -102,7 +103,7 @@ def test_classical_reference_refuses_other_planes():
 
 def test_mirrored_crops_swap_labels():
     """In a mirrored crop the left lung is still on the left half of the image."""
-    example = phantom_examples(902, 1, 6.0)[0]
+    example = phantom_examples(LUNGS, 902, 1, 6.0)[0]
     for mirror in (0.0, 1.0):
         _, targets = random_crop(
             example,
@@ -119,7 +120,7 @@ def test_mirrored_crops_swap_labels():
 
 def test_targets_add_up_to_one():
     """Background and lungs share every voxel fully."""
-    example = phantom_examples(903, 1, 6.0)[0]
+    example = phantom_examples(LUNGS, 903, 1, 6.0)[0]
     image, targets = random_crop(
         example,
         np.random.default_rng(1),

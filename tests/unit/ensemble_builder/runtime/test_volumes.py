@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble_builder.runtime.volumes import InputError, label_map, monai_image
+from ensemble_builder.runtime.volumes import InputError, monai_image
 
 AFFINE = torch.tensor(
     [[0.5, 0, 0, -100], [0, 0.6, 0, -90], [0, 0, 3, 40], [0, 0, 0, 1]], dtype=torch.float64
@@ -65,20 +65,3 @@ def test_what_is_no_volume_is_refused_by_the_tensor_s_name(
     """An input that can't be a volume is the client's fault, named by its tensor."""
     with pytest.raises(InputError, match=word):
         monai_image(torch.ones(shape, dtype=torch.int16), rescale, affine)
-
-
-def test_a_label_map_goes_back_to_slices() -> None:
-    """[1, I, J, K] labels become uint8 [K, J, I]."""
-    labels = torch.zeros(1, 4, 3, 2)
-    labels[0, 3, 1, 0] = 7
-    mask = label_map(labels)
-    assert mask.dtype == torch.uint8
-    assert mask.shape == (2, 3, 4)
-    assert mask.nonzero().tolist() == [[0, 1, 3]]
-
-
-@pytest.mark.parametrize("pred", [torch.zeros(2, 4, 3, 2), torch.full((1, 2, 2, 2), 300.0)])
-def test_what_is_no_label_map_is_refused(pred: torch.Tensor) -> None:
-    """Two channels, or labels past 255, are a fault of the bundle, not a wrong mask."""
-    with pytest.raises(RuntimeError, match="postprocessing"):
-        label_map(pred)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ensemble_builder.pipelines.lung_ct.data import Example
+from ensemble_builder.pipelines.training.examples import Example
 
 
 def random_crop(
@@ -31,20 +31,20 @@ def random_crop(
         shape: voxels along the left, the back and the head.
         grid_mm: the network's voxel edge.
         hu_range: HU that become 0 and 1.
-        mirror_share: how many crops are mirrored left to right. Their labels change sides, so
+        mirror_share: how many crops are mirrored left to right. Paired labels change sides, so
             that left stays the patient's left and the network goes by place, not by the heart.
 
     Returns:
-        Image float32 [1, 1, X, Y, Z], and targets float32 [1, 3, X, Y, Z] that add up to 1:
-        background, left lung, right lung.
+        Image float32 [1, 1, X, Y, Z], and targets float32 [1, 1 + labels, X, Y, Z] that add up
+        to 1: background, then the example's labels.
     """
     mirror = bool(rng.random() < mirror_share)
     grid, outside = _sampling_grid(example, rng, shape, grid_mm, mirror)
     image = _sample(torch.from_numpy(example.hu)[None], grid)
-    lungs = _sample(torch.from_numpy(example.shares), grid) / 255
+    shares = _sample(torch.from_numpy(example.shares), grid) / 255
     if mirror:
-        lungs = lungs.flip(1)
-    image, lungs = image.transpose(2, 4), lungs.transpose(2, 4)
+        shares = shares[:, [label - 1 for label in example.mirrored]]
+    image, shares = image.transpose(2, 4), shares.transpose(2, 4)
     image = _spoil(image, rng)
     low, high = hu_range
     image = ((image - low) / (high - low)).clamp(0, 1)
@@ -54,8 +54,8 @@ def random_crop(
     if rng.random() < 0.15:
         outside = outside | _beyond_circle(shape, rng)
     image = image.masked_fill(outside, 0.0)
-    lungs = lungs.masked_fill(outside, 0.0)
-    targets = torch.cat([1 - lungs.sum(1, keepdim=True), lungs], dim=1)
+    shares = shares.masked_fill(outside, 0.0)
+    targets = torch.cat([1 - shares.sum(1, keepdim=True), shares], dim=1)
     return image.contiguous(), targets.clamp(0, 1).contiguous()
 
 

@@ -1,0 +1,333 @@
+"""A bundle's config, made ready to be served: the steps without their file I/O.
+
+`BundleConfig` reads one or several config files (as MONAI merges them), applies overrides
+and instantiates the parts: `preprocessing`, `inferer`, the network, `postprocessing`. Never
+handlers, datasets, evaluators or checkpoint loaders. A bundle is code: parsing it runs the
+expressions in it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from pydoc import locate
+from typing import Any, cast
+
+import torch
+from monai.bundle import ConfigParser
+from monai.bundle.config_item import ComponentLocator
+from monai.transforms import Compose, LoadImage, LoadImaged, SaveImage, SaveImaged
+
+import ensemble_builder
+from ensemble_builder.errors import BundleError
+from ensemble_builder.runtime.compatibility import modernised
+from ensemble_builder.runtime.steps import READERS, WRITERS, Loaded, Written
+
+_STEPS = "ensemble_builder.runtime.steps"
+_DICTIONARY_SUFFIXES = ("", "d", "D", "Dict")
+_READER_OPTIONS = (
+    "dtype",
+    "image_only",
+    "ensure_channel_first",
+    "meta_key_postfix",
+    "allow_missing_keys",
+)
+
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "preprocessing": ("preprocessing", "dataset::transform", "evaluator::val_data_loader::dataset"),
+    "inferer": ("inferer", "evaluator::inferer"),
+    "postprocessing": ("postprocessing", "evaluator::postprocessing"),
+    "network": ("network", "network_def", "evaluator::network", "net", "model"),
+}
+"""Where each part is looked for, MONAI's own ids first."""
+
+
+class BundleConfig:
+    """One bundle's config, parsed; gives the parts that are served.
+
+    Args:
+        bundle: The bundle's root; its python packages become importable.
+        configs: Config files inside it; later ones win, as MONAI merges them.
+        overrides: Config ids and the values put there.
+        device: Stands for the config's own `device`.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        configs: Sequence[str],
+        device: torch.device,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        _make_importable(bundle)
+        self._device = device
+        self.notes: list[str] = []
+        self._parser = ConfigParser()
+        self._parser.read_config([str(bundle / name) for name in configs])
+        for place, value in (overrides or {}).items():
+            self._override(place, value)
+        self._parser["bundle_root"] = str(bundle)
+        self._parser["device"] = f"$__import__('torch').device('{device}')"
+        locator = self._parser.locator
+        weights_are_loaded = bool(self.components("CheckpointLoader"))
+        for place, item in list(_components(self._parser.config)):
+            name = str(item["_target_"])
+            located = _located(name, locator)
+            fresh = _without_files(item, name, located)
+            if fresh is None:
+                fresh, notes = modernised(item, located, weights_are_loaded)
+                self.notes += notes
+            if fresh is not item and place:
+                self._parser[place] = fresh
+        self._parser.parse()
+
+    def _override(self, place: str, value: Any) -> None:
+        """Puts a value where `a.b.0`, `a::b::0` or `a#b#0` says.
+
+        Raises:
+            BundleError: there is no such place to change.
+        """
+        steps = place.replace("::", "#").split("#")
+        if len(steps) == 1 and place not in self._parser.config:
+            steps = place.split(".")
+        found: Any = self._parser.config
+        for step in steps[:-1]:
+            try:
+                found = found[int(step) if isinstance(found, list) else step]
+            except (KeyError, IndexError, ValueError, TypeError) as error:
+                msg = f"--set {place}: the config has no '{step}' there"
+                raise BundleError(msg) from error
+        if not isinstance(found, dict | list):
+            msg = f"--set {place}: '{steps[-2]}' is {found!r}; set it as a whole"
+            raise BundleError(msg)
+        try:
+            if isinstance(found, list):
+                found[int(steps[-1])] = value
+            else:
+                found[steps[-1]] = value
+        except (IndexError, ValueError) as error:
+            msg = f"--set {place}: the list has no item '{steps[-1]}'"
+            raise BundleError(msg) from error
+
+    # What is written ------------------------------------------------------------------
+
+    def place(self, part: str) -> str | None:
+        """The config id of a part, references followed; None where the config has none."""
+        for place in PARTS[part]:
+            found = self._follow(place)
+            if found is None:
+                continue
+            if part == "preprocessing" and place.endswith("dataset"):
+                found = self._follow(f"{found}::transform")
+            if found is not None:
+                return found
+        return None
+
+    def raw(self, name: str, default: Any = None) -> Any:
+        """What is written at a config id, nothing instantiated."""
+        return self._parser.get(name, default)
+
+    def parsed(self, name: str) -> Any:
+        """The value of one config id."""
+        return self._parser.get_parsed_content(name)
+
+    def components(self, target: str) -> list[tuple[str, dict[str, Any]]]:
+        """Ids and items whose `_target_` ends in `target`."""
+        return [
+            (place, item)
+            for place, item in _components(self._parser.config)
+            if str(item["_target_"]).rsplit(".", 1)[-1].endswith(target)
+        ]
+
+    def texts(self) -> Iterator[str]:
+        """Every string of the config."""
+        yield from _texts(self._parser.config)
+
+    # What is instantiated -------------------------------------------------------------
+
+    def preprocessing(self) -> Compose:
+        """The preprocessing without its reader; also the recipe for its own inverse."""
+        return self._compose("preprocessing")
+
+    def postprocessing(self) -> Compose:
+        """The postprocessing without its writer, in the bundle's own order."""
+        return self._compose("postprocessing")
+
+    def inferer(self) -> Any:
+        """The bundle's inferer, such as a SlidingWindowInferer, on this config's device."""
+        place = self.place("inferer")
+        found = self._parser.get_parsed_content(place or "inferer")
+        for name in ("device", "sw_device"):
+            # A config that asks for CUDA by name would leave the device Triton gave us.
+            if getattr(found, name, None) is not None:
+                setattr(found, name, self._device)
+        return found
+
+    def network(self, network_id: str, seed: int | None = None) -> torch.nn.Module:
+        """The network, on the device, in eval mode, without the bundle's weights.
+
+        Args:
+            network_id: Its config id.
+            seed: Of its random weights; drawn on the CPU, so that they are the same anywhere.
+        """
+        if seed is None:
+            network = self._parser.get_parsed_content(network_id)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                network = self._parser.get_parsed_content(network_id)
+        if not isinstance(network, torch.nn.Module):
+            msg = f"{network_id}: is a {type(network).__name__}, expected a torch.nn.Module"
+            raise BundleError(msg)
+        return network.eval()
+
+    def _compose(self, part: str) -> Compose:
+        place = self.place(part)
+        if place is None:
+            msg = f"the config has no '{part}', which serving needs"
+            raise BundleError(msg)
+        found = self._parser.get_parsed_content(place)
+        if isinstance(found, list | tuple):
+            found = Compose([one for one in found if one is not None])
+        if not isinstance(found, Compose):
+            msg = f"{part}: is a {type(found).__name__}, expected a Compose of transforms"
+            raise BundleError(msg)
+        _drop_files(found)
+        return found
+
+    def _follow(self, place: str) -> str | None:
+        """An id after `@references` along its way; None where there is nothing."""
+        found = ""
+        for step in place.split("::"):
+            found = f"{found}::{step}" if found else step
+            for _ in range(16):  # a reference to itself must not hang us
+                value = self._parser.get(found, None)
+                if value is None:
+                    return None
+                if not (isinstance(value, str) and value.startswith("@")):
+                    break
+                found = value[1:].replace("#", "::")
+        return found
+
+
+def _components(config: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """All `_target_` items of a raw config with their ConfigParser ids."""
+    if isinstance(config, dict):
+        if isinstance(config.get("_target_"), str):
+            yield place, config
+        children: Any = config.items()
+    elif isinstance(config, list):
+        children = enumerate(config)
+    else:
+        return
+    for key, child in list(children):
+        yield from _components(child, f"{place}::{key}" if place else str(key))
+
+
+def _texts(config: Any) -> Iterator[str]:
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, dict):
+        for value in config.values():
+            yield from _texts(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _texts(value)
+
+
+def _located(name: str, locator: ComponentLocator) -> object:
+    """The class that a `_target_` means, as ConfigParser finds it; None where there is none."""
+    if name.startswith(("$", "@")):
+        return None
+    try:
+        module = locator.get_component_module_name(name)
+        if isinstance(module, str):
+            return getattr(importlib.import_module(module), name, None)
+        return locate(name)
+    except Exception:  # noqa: BLE001 - a bundle's module raises what it likes; parsing says it
+        return None
+
+
+def _is_one_of(name: str, names: tuple[str, ...]) -> bool:
+    last = name.rsplit(".", 1)[-1]
+    return any(last == f"{one}{suffix}" for one in names for suffix in _DICTIONARY_SUFFIXES)
+
+
+def _without_files(item: dict[str, Any], name: str, located: object) -> dict[str, Any] | None:
+    """The stand-in of a reader or a writer, None for anything else.
+
+    Replaced before anything is instantiated: an ITKReader needs itk only to be constructed.
+    """
+    kind = located if isinstance(located, type) else object
+    if _is_one_of(name, READERS) or issubclass(kind, LoadImaged | LoadImage):
+        options = {key: item[key] for key in _READER_OPTIONS if key in item}
+        return {"_target_": f"{_STEPS}.Loaded", "keys": item.get("keys", "image"), **options}
+    if _is_one_of(name, WRITERS) or issubclass(kind, SaveImaged | SaveImage):
+        return {
+            "_target_": f"{_STEPS}.Written",
+            "keys": item.get("keys", "pred"),
+            "output_dtype": item.get("output_dtype"),
+            "scores": "Classification" in name,
+        }
+    return None
+
+
+def _drop_files(compose: Compose) -> None:
+    """The same for transforms that an expression constructed."""
+    kept = []
+    for one in compose.transforms:
+        found: Any = one
+        if isinstance(one, Compose):
+            _drop_files(one)
+        elif isinstance(one, LoadImaged):
+            loader = one._loader
+            found = Loaded(
+                one.keys,
+                loader.dtype,
+                image_only=loader.image_only,
+                ensure_channel_first=loader.ensure_channel_first,
+            )
+        elif isinstance(one, SaveImaged):
+            found = Written(one.keys)
+        kept.append(found)
+    compose.transforms = tuple(kept) if isinstance(compose.transforms, tuple) else kept
+
+
+_importable: list[str] = []
+
+
+def _make_importable(bundle: Path) -> None:
+    """Puts a bundle's root on the import path, and the bundle read before it off again.
+
+    Packages of different bundles have the same names (`scripts`), so modules of another one
+    are forgotten.
+    """
+    root = str(bundle.resolve())
+    if _importable == [root] or not _has_python(bundle):
+        return
+    while _importable:
+        gone = _importable.pop()
+        while gone in sys.path:
+            sys.path.remove(gone)
+        for name, module in list(sys.modules.items()):
+            places = [getattr(module, "__file__", None), *_namespace_places(module)]
+            if any(one and str(one).startswith(gone + "/") for one in places):
+                del sys.modules[name]
+    sys.path.insert(0, root)
+    _importable.append(root)
+    importlib.invalidate_caches()
+
+
+def _has_python(bundle: Path) -> bool:
+    if Path(ensemble_builder.__file__).parent in bundle.resolve().parents:
+        return False  # a built-in bundle's modules are ours, and imported as such
+    return any(bundle.glob("*.py")) or any(bundle.glob("*/**/*.py"))
+
+
+def _namespace_places(module: object) -> list[str]:
+    try:
+        return [str(one) for one in cast(Any, getattr(module, "__path__", ()))]
+    except Exception:  # noqa: BLE001 - lazy modules of others raise what they like here
+        return []

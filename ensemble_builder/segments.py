@@ -1,0 +1,70 @@
+"""The segment table of a label map: what each label value means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from ensemble_builder.contract import Code, SegmentRow
+from ensemble_builder.errors import BundleError
+
+LARGEST_LABEL = 65535
+"""MASK is UINT8, or UINT16 where labels need it."""
+
+TISSUE = Code(value="85756007", scheme_designator="SCT", meaning="Tissue")
+"""What a segment is when its bundle names it but gives no code."""
+
+_PLACE = "configs/metadata.json"
+
+
+def segments_of(
+    metadata: Mapping[str, Any], classes: Mapping[int, str], labels: Mapping[int, int]
+) -> tuple[SegmentRow, ...]:
+    """The bundle's own `segments` table, or one row per label that its channels make.
+
+    Args:
+        metadata: The bundle's.
+        classes: Names of the network's channels, from `channel_def`.
+        labels: Label -> channel, as probing found them.
+
+    Raises:
+        BundleError: a table that can't be read, is empty, or doesn't tell labels apart.
+    """
+    stated = metadata.get("segments")
+    try:
+        if stated is not None:
+            rows = tuple(SegmentRow.model_validate(row) for row in stated)
+        else:
+            rows = tuple(
+                SegmentRow(
+                    label=label, name=_name(classes, label, channel), category=TISSUE, type=TISSUE
+                )
+                for label, channel in sorted(_known(classes, labels).items())
+            )
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = ".".join(str(part) for part in found["loc"])
+        msg = f"{_PLACE}: a row of segments: {where}: {found['msg']}"
+        raise BundleError(msg) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        msg = f"{_PLACE}: segments can't be read: {error}"
+        raise BundleError(msg) from error
+    if not rows:
+        msg = f"{_PLACE}: names no segment; list them under 'segments', or outputs' channel_def"
+        raise BundleError(msg)
+    numbers = [row.label for row in rows]
+    if max(numbers) > LARGEST_LABEL or len(set(numbers)) != len(numbers):
+        msg = f"{_PLACE}: labels must be different and at most {LARGEST_LABEL}, not {numbers}"
+        raise BundleError(msg)
+    return rows
+
+
+def _known(classes: Mapping[int, str], labels: Mapping[int, int]) -> dict[int, int]:
+    """Labels that channels make; those that `channel_def` names where probing saw none."""
+    return dict(labels) or {number: number for number in classes if number > 0}
+
+
+def _name(classes: Mapping[int, str], label: int, channel: int) -> str:
+    return (classes.get(channel) or f"Label {label}")[:64]

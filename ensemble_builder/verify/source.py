@@ -1,0 +1,70 @@
+"""What is compared: a bundle with its recipe, and a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_builder.bundle import Bundle
+from ensemble_builder.errors import ParityError
+from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, RECIPE_FILE, Recipe
+
+Request = Mapping[str, NDArray[Any]]
+"""Triton tensor name -> array."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A bundle as it was built: MONAI reads the same files with the same recipe."""
+
+    recipe: Recipe
+    folder: Path
+
+    @staticmethod
+    def of(bundle: Bundle) -> Source:
+        """A bundle that was read."""
+        return Source(bundle.recipe, bundle.folder)
+
+    @staticmethod
+    def in_repository(repository: Path, pipeline: str, version: int | None = None) -> Source:
+        """A pipeline in a model repository, by its inferer, which has the weights.
+
+        Raises:
+            ParityError: there is no such pipeline of one bundle.
+        """
+        model = repository / f"{pipeline}_inferer"
+        versions = sorted(int(p.name) for p in model.glob("*") if p.name.isdigit())
+        if version is None and versions:
+            version = versions[-1]
+        folder = model / str(version)
+        if not (folder / RECIPE_FILE).is_file():
+            msg = (
+                f"{repository} has no pipeline '{pipeline}' that was built from a bundle; "
+                "`tritome build` writes one"
+            )
+            raise ParityError(msg)
+        return Source(Recipe.load(folder), folder / BUNDLE_FOLDER)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVolume:
+    """One volume as the contract wants it.
+
+    Attributes:
+        image: int16 [K, J, I], stored pixel values.
+        rescale: float64 [K, 2], slope and intercept per slice.
+        affine_lps: float64 [4, 4], (i, j, k, 1) -> LPS millimetres.
+    """
+
+    image: NDArray[np.int16]
+    rescale: NDArray[np.float64]
+    affine_lps: NDArray[np.float64]
+
+    def request(self) -> dict[str, NDArray[Any]]:
+        """The tensors of a pipeline of one volume."""
+        return {"IMAGE": self.image, "RESCALE": self.rescale, "AFFINE": self.affine_lps}

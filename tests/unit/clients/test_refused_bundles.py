@@ -1,0 +1,221 @@
+"""Broken and unsupported bundles, as the person at the command line meets them."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clients.cli import main
+from tests.support.bundles import a_segmentation_bundle
+from tests.support.zoo import a_bundle, compose, step
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:monai"),
+    pytest.mark.filterwarnings("ignore::UserWarning:monai"),
+]
+
+
+def tritome(*arguments: str) -> int:
+    """Runs the command in this process, as many imports as it has; returns the exit code."""
+    before, sys.argv = sys.argv, ["tritome", *arguments]
+    try:
+        main()
+    except SystemExit as done:
+        return int(done.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+Make = Callable[[Path], list[str]]
+"""A folder to work in -> what comes after `tritome build`."""
+
+
+def _changed(**changed: Any) -> Make:
+    return lambda folder: [str(a_segmentation_bundle(folder / "b", changed=changed))]
+
+
+def _without(*keys: str) -> Make:
+    return lambda folder: [str(a_segmentation_bundle(folder / "b", without=keys))]
+
+
+def _pre(*transforms: Any) -> dict[str, Any]:
+    return compose(step("LoadImaged", "image", ensure_channel_first=True), *transforms)
+
+
+def _no_weights(folder: Path) -> list[str]:
+    bundle = a_segmentation_bundle(folder / "b")
+    (bundle / "models" / "model.pt").unlink()
+    return [str(bundle)]
+
+
+def _other_weights(folder: Path) -> list[str]:
+    bundle = a_segmentation_bundle(folder / "b")
+    torch.save({"conv.weight": torch.zeros(3)}, bundle / "models" / "model.pt")
+    return [str(bundle)]
+
+
+def _a_pickle(folder: Path) -> list[str]:
+    bundle = a_segmentation_bundle(folder / "b")
+    torch.save({"model": Path("/")}, bundle / "models" / "model.pt")
+    return [str(bundle)]
+
+
+def _broken_json(folder: Path) -> list[str]:
+    bundle = a_segmentation_bundle(folder / "b")
+    (bundle / "configs" / "inference.json").write_text('{"preprocessing": ', encoding="utf-8")
+    return [str(bundle)]
+
+
+def _no_metadata(folder: Path) -> list[str]:
+    bundle = a_segmentation_bundle(folder / "b")
+    (bundle / "configs" / "metadata.json").unlink()
+    return [str(bundle)]
+
+
+def _only_training(folder: Path) -> list[str]:
+    bundle = a_bundle(
+        folder / "b", {"trainer": {"_target_": "SupervisedTrainer"}, "loss": {}}, name="train.json"
+    )
+    return [str(bundle), "--config", "train.json", "--random-weights", "0"]
+
+
+def _dict_outputs(folder: Path) -> list[str]:
+    network = """
+import torch
+
+
+class Two(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv3d(1, 2, 1)
+
+    def forward(self, x):
+        return {"seg": self.conv(x), "boxes": x}
+"""
+    config = {
+        "network": {"_target_": "scripts.two.Two"},
+        "preprocessing": _pre(),
+        "inferer": {"_target_": "SimpleInferer"},
+        "postprocessing": compose(step("AsDiscreted", argmax=True)),
+    }
+    bundle = a_bundle(folder / "b", config, scripts={"scripts/two.py": network})
+    return [str(bundle), "--random-weights", "0"]
+
+
+def _empty_zip(folder: Path) -> list[str]:
+    with zipfile.ZipFile(folder / "b.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    return [str(folder / "b.zip")]
+
+
+def _changed_since(folder: Path) -> list[str]:
+    bundle = a_segmentation_bundle(folder / "b")
+    tritome("build", str(bundle), "-o", str(folder / "first"))
+    path = bundle / "configs" / "inference.json"
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    return [str(bundle)]
+
+
+def _cycle(folder: Path) -> list[str]:
+    return [
+        str(a_segmentation_bundle(folder / "b", changed={"a": "@b", "b": "@a", "inferer": "@a"}))
+    ]
+
+
+REFUSED: dict[str, tuple[Make, str]] = {
+    "no such folder": (lambda folder: [str(folder / "nothing")], "neither a folder with configs/"),
+    "a zip of something else": (_empty_zip, "has no folder with configs/"),
+    "no preprocessing": (_without("preprocessing"), "'preprocessing'"),
+    "no inferer": (_without("inferer"), "'inferer'"),
+    "no network": (_without("network", "network_def"), "'network_def'"),
+    "a wrong reference": (_changed(inferer="@infererr"), "infererr"),
+    "references in a circle": (_cycle, "inferer: refers to itself in a circle"),
+    "absent weights": (_no_weights, r"models/model\.pt is missing"),
+    "weights of another network": (_other_weights, "no weights for this network"),
+    "weights that are code": (_a_pickle, "not unpickled"),
+    "an unknown transform": (
+        _changed(preprocessing=_pre(step("Sharpend", "image"))),
+        "there is no 'Sharpend' in MONAI",
+    ),
+    "an unknown network": (_changed(network_def={"_target_": "UNett"}), "UNett"),
+    "broken JSON": (_broken_json, r"inference\.json can't be read"),
+    "no metadata": (_no_metadata, r"metadata\.json can't be read"),
+    "a training config": (_only_training, "config for training"),
+    "a random transform": (
+        _changed(preprocessing=_pre(step("RandFlipd", "image", prob=0.5))),
+        "RandFlipd is random",
+    ),
+    "a ground truth": (
+        _changed(preprocessing=compose(step("LoadImaged", ["image", "label"]))),
+        "reads 'label'",
+    ),
+    "outputs in a dictionary": (_dict_outputs, "gives a dict with 'seg', 'boxes'"),
+    "several networks at once": (
+        _changed(evaluator={"_target_": "EnsembleEvaluator", "networks": []}),
+        "EnsembleEvaluator",
+    ),
+    "its own prepare_batch": (
+        _changed(
+            evaluator={"_target_": "SupervisedEvaluator", "prepare_batch": "$lambda *a, **k: None"}
+        ),
+        "prepare_batch",
+    ),
+    "too few channels": (
+        _changed(preprocessing=_pre(step("RepeatChanneld", "image", repeats=7))),
+        "the network can't take",
+    ),
+    "a setting nowhere": (
+        lambda folder: [str(a_segmentation_bundle(folder / "b")), "--set", "inferrer.overlap=0.1"],
+        "has no 'inferrer'",
+    ),
+    "a config that isn't there": (
+        lambda folder: [str(a_segmentation_bundle(folder / "b")), "--config", "infer.json"],
+        "no such file in the bundle",
+    ),
+    "changed since it was built": (_changed_since, "--trust"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_one_sentence_says_what_to_do(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It names the bundle, the key and the reason; nothing is written, no traceback."""
+    make, reason = REFUSED[what]
+    arguments = make(tmp_path)
+    capsys.readouterr()
+    assert tritome("build", *arguments, "-o", str(tmp_path / "repository")) == 1
+    said = capsys.readouterr().err
+    errors = [line for line in said.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1, said
+    assert re.search(reason, errors[0]), errors[0]
+    assert "Traceback" not in said
+    assert len(errors[0]) < 700
+    assert not (tmp_path / "repository").exists()
+
+
+def test_reading_a_bundle_says_once_that_it_is_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its digest is recorded the first time; the same bytes need no word again."""
+    bundle = str(a_segmentation_bundle(tmp_path / "b"))
+    assert tritome("inspect", bundle) == 0
+    assert "A bundle is code" in capsys.readouterr().err
+    assert tritome("inspect", bundle) == 0
+    assert "A bundle is code" not in capsys.readouterr().err
+    known = json.loads((tmp_path / "home/tritome/trusted_bundles.json").read_text("utf-8"))
+    assert list(known) == [bundle]
