@@ -173,6 +173,7 @@ def read_bundle(folder: Path, options: Options | None = None) -> Bundle:
         BundleError: it can't be read or served; names the bundle, the key and the reason.
     """
     options = options or Options()
+    folder = folder.resolve()
     try:
         return _read(folder, options)
     except BundleError as error:

@@ -134,11 +134,11 @@ def _states(url: str) -> dict[str, str] | None:
         return None
     finally:
         client.close()
-    return {
-        one.name: f"{one.state.lower()} {one.version}".strip()
-        + (f": {one.reason}" if one.reason else "")
-        for one in index
-    }
+    found: dict[str, str] = {}
+    # The index has a line for each version it ever loaded; the one that is ready wins.
+    for one in sorted(index, key=lambda one: bool(one.state == "READY")):
+        found[one.name] = f"{one.state.lower()} {one.version} {one.reason}".strip()
+    return found
 
 
 def _client(url: str) -> Any:

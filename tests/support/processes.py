@@ -11,7 +11,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -38,11 +37,11 @@ def needs(program: str, *, package: str) -> str:
     Raises:
         MissingPeer: naming the Debian or Ubuntu package that has it.
     """
-    # pynetdicom installs a storescp, storescu and echoscu of its own beside our Python; the
-    # peers of the tests are dcmtk's.
-    ours = Path(sys.prefix, "bin")
+    # pynetdicom installs a storescp, storescu and echoscu of its own into every environment
+    # that has it; the peers of the tests are dcmtk's.
     on_path = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    places = [place for place in on_path if Path(place) != ours] + list(_ALSO_LOOK_IN)
+    places = [place for place in on_path if not Path(place, "..", "pyvenv.cfg").exists()]
+    places += _ALSO_LOOK_IN
     found = shutil.which(program, path=os.pathsep.join(places))
     if found is None:
         msg = (

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from ensemble_builder.build import build
 from ensemble_builder.bundle import Options
-from ensemble_builder.errors import ServerFailed, ServerNotFound
+from ensemble_builder.errors import ParityError, ServerFailed, ServerNotFound
 from ensemble_builder.server import TritonServer, find_tritonserver
 from ensemble_builder.server.heartbeat import Heart
 from ensemble_builder.verify import compare, reference, served
@@ -90,9 +90,11 @@ def test_a_bad_input_is_the_client_s_fault_and_says_which(server: TritonServer) 
     """INVALID_ARG with one sentence; no traceback, no path of the server's."""
     volume = an_oblique_volume()
     volume.affine_lps[:3, :3] = 0
-    with pytest.raises(InferenceServerException, match="AFFINE doesn't map voxels") as refused:
+    with pytest.raises(ParityError, match="AFFINE doesn't map voxels") as refused:
         served(server.grpc_url, "small", volume)
-    assert "INVALID_ARGUMENT" in str(refused.value.status())
+    cause = refused.value.__cause__
+    assert isinstance(cause, InferenceServerException)
+    assert "INVALID_ARGUMENT" in str(cause.status())
     assert "Traceback" not in str(refused.value)
 
 

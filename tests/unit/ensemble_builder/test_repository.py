@@ -40,8 +40,9 @@ def _config(repository: Path, model: str) -> pb.ModelConfig:
 def test_the_checked_in_repository_is_what_the_builder_writes(
     tmp_path: Path, repository_root: Path
 ) -> None:
-    """Building lung_ct again changes no byte of model_repository/."""
+    """Building the built-in pipelines again changes no byte of model_repository/."""
     list(build("lung_ct", tmp_path))
+    list(build("thorax_multi", tmp_path))
     assert _files(repository_root / "model_repository") == _files(tmp_path)
 
 
