@@ -101,7 +101,7 @@ def _wait_until_healthy(server: TritonServer) -> None:
     """What an earlier test killed must be back, or this one would kill into a void."""
     heart = Heart(server.grpc_url)
     try:
-        until(lambda: heart.beat(60).pipelines == ("lung_ct",), timeout_s=150)
+        until(lambda: heart.beat(60).failure is None, timeout_s=150)
     finally:
         heart.close()
 
