@@ -107,11 +107,6 @@ class Bundle:
         """It lies in this package."""
         return BUILT_IN.resolve() in self.folder.resolve().parents
 
-    @property
-    def weights_file(self) -> Path | None:
-        """Where the weights are; None for random ones."""
-        return self.folder / self.recipe.weights.path if self.recipe.weights.path else None
-
 
 def find_bundle(bundle: str | Path) -> Path:
     """The folder of a bundle given by path, by zip, or by the name of a built-in pipeline.

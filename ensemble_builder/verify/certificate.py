@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ensemble_builder.errors import ParityError
+from ensemble_builder.repository import served_version
 from ensemble_builder.verify.compare import StageParity
 from ensemble_builder.verify.source import Request
 from ensemble_builder.version import BUILDER_VERSION
@@ -108,17 +109,14 @@ def request_digest(request: Request) -> str:
 
 
 def write_certificate(verdict: Verdict, repository: Path, name: str) -> Path:
-    """Stores the certificate beside the newest version of the ensemble.
+    """Stores the certificate beside the version of the ensemble that is served.
 
     Raises:
-        ParityError: the repository has no such ensemble, or can't be written.
+        RepositoryError: the repository has no such ensemble.
+        ParityError: the certificate can't be written.
     """
     folder = repository / verdict.pipeline
-    versions = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
-    if not versions:
-        msg = f"{repository} has no ensemble '{verdict.pipeline}' to certify"
-        raise ParityError(msg)
-    path = folder / str(versions[-1]) / name
+    path = folder / str(served_version(folder)) / name
     try:
         path.write_text(verdict.to_json(), encoding="utf-8")
     except OSError as error:

@@ -22,7 +22,7 @@ from ensemble_builder.bundle import Bundle, Options, find_bundle, read_bundle
 from ensemble_builder.errors import BuilderError
 from ensemble_builder.pipeline import find_pipeline
 from ensemble_builder.plan import bundle_digest, plan
-from ensemble_builder.repository import write
+from ensemble_builder.repository import served_version, steps_of_version, write
 from ensemble_builder.runtime.loading import loaded, network_input
 from ensemble_builder.runtime.recipe import Recipe
 from ensemble_builder.samples import IMAGE_JI, VOLUME_KJI, sample
@@ -98,16 +98,17 @@ def verify_served(
     if built is not None:
         return verify_served_pipeline(built, request)
     source = Source.in_repository(repository, pipeline)
+    # What a person rolled back to is what Triton serves, not the newest.
+    version = served_version(repository / pipeline)
     contract = json.loads(
-        (_newest(repository / pipeline) / "contract.json").read_text(encoding="utf-8")
+        (repository / pipeline / str(version) / "contract.json").read_text(encoding="utf-8")
     )
     chosen = request if request is not None else generated(source)
     with tempfile.TemporaryDirectory(prefix="tritome-verify-") as folder:
         only = Path(folder) / "model_repository"
         only.mkdir()
-        for model in sorted(repository.glob(f"{pipeline}*")):
-            if model.name == pipeline or model.name.startswith(f"{pipeline}_"):
-                (only / model.name).symlink_to(model.resolve())
+        for name in steps_of_version(repository / pipeline, version):
+            (only / name).symlink_to((repository / name).resolve())
         with TritonServer(only, log=Path(folder) / "triton.log", watch=False) as server:
             parity = _one_runtime(source, server, pipeline, source.recipe.runtime, request=chosen)
             verdict = Verdict(
@@ -120,10 +121,6 @@ def verify_served(
                 runtimes=(parity,),
             )
     return verdict, write_certificate(verdict, repository, str(contract["certificate"]))
-
-
-def _newest(model: Path) -> Path:
-    return model / str(max(int(p.name) for p in model.glob("*") if p.name.isdigit()))
 
 
 def _compared(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ensemble_builder.bundle import Bundle
 from ensemble_builder.errors import ParityError
+from ensemble_builder.repository import served_version, versions_of
 from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, RECIPE_FILE, Recipe
 
 Request = Mapping[str, NDArray[Any]]
@@ -38,9 +39,8 @@ class Source:
             ParityError: there is no such pipeline of one bundle.
         """
         model = repository / f"{pipeline}_inferer"
-        versions = sorted(int(p.name) for p in model.glob("*") if p.name.isdigit())
-        if version is None and versions:
-            version = versions[-1]
+        if version is None and versions_of(model):
+            version = served_version(model)
         folder = model / str(version)
         if not (folder / RECIPE_FILE).is_file():
             msg = (

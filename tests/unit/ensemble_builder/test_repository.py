@@ -19,6 +19,7 @@ from ensemble_builder.repository import (
     steps_of_version,
     versions_of,
 )
+from ensemble_builder.verify import Source
 from tests.support.bundles import a_segmentation_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:monai")
@@ -92,6 +93,7 @@ def test_a_change_adds_a_version_and_going_back_is_one_call(tmp_path: Path) -> N
     assert steps_of_version(repository / "b", 2)["b_inferer"] == 2
     roll_to(repository, "b", 1)
     assert served_version(repository / "b_inferer") == 1
+    assert Source.in_repository(repository, "b").recipe.runtime == "torch"
     assert list(_config(repository, "b").version_policy.specific.versions) == [1]
     roll_to(repository, "b", 2)
     assert not _config(repository, "b").version_policy.specific.versions
