@@ -21,7 +21,7 @@ from dicom_gateway.config_errors import explain, keys_written_twice, where_yaml_
 from dicom_gateway.config_routing import RoutingSettings, names_title
 from dicom_gateway.config_web import PacsPeer, WebSettings
 from dicom_gateway.errors import ConfigurationError
-from dicom_gateway.records import Priority
+from dicom_gateway.records import ObjectKind, Priority
 
 LOG_STYLE = "TRITOME_LOG"
 """Environment variable: `console` for lines that people read, where stderr is no terminal."""
@@ -227,6 +227,15 @@ class CompletenessSettings(Section):
     nothing says how many series there are."""
 
 
+class ResultSettings(Section):
+    """Which DICOM objects are made of a pipeline's outputs."""
+
+    objects: tuple[ObjectKind, ...] = Field(
+        (ObjectKind.SEGMENTATION, ObjectKind.STRUCTURED_REPORT), min_length=1
+    )
+    """Those that the outputs can't give (contours of a classification) are left out."""
+
+
 class JobSettings(Section):
     """How jobs are claimed and tried again."""
 
@@ -268,6 +277,8 @@ class GatewaySettings(Section):
     completeness: CompletenessSettings = CompletenessSettings()
     assembly: AssemblySettings = AssemblySettings()
     jobs: JobSettings = JobSettings()
+    results: Mapping[str, ResultSettings] = {}
+    """By pipeline; one that isn't named has the defaults."""
     routing: RoutingSettings = RoutingSettings()
     web: WebSettings = WebSettings()
     pacs: tuple[PacsPeer, ...] = ()

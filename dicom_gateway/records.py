@@ -326,6 +326,33 @@ class JobEvent:
     duration_s: float | None = None
 
 
+class ObjectKind(StrEnum):
+    """The kinds of DICOM objects that a result can be; gateway.yaml names them like this."""
+
+    SEGMENTATION = "segmentation"
+    """SEG, BINARY: what most peers take."""
+    LABELMAP_SEGMENTATION = "labelmap-segmentation"
+    """SEG, LABELMAP: for peers that accept it."""
+    STRUCTURED_REPORT = "structured-report"
+    """SR by TID 1500: volumes of segments, scores of a classification."""
+    RT_STRUCTURE_SET = "rt-structure-set"
+    """RTSTRUCT: closed planar contours."""
+    SECONDARY_CAPTURE = "secondary-capture"
+    """Key images with the mask drawn on them, so that any viewer shows something."""
+
+
+OBJECT_KIND_OF_SOP_CLASS: Mapping[str, ObjectKind] = {
+    "1.2.840.10008.5.1.4.1.1.66.4": ObjectKind.SEGMENTATION,
+    "1.2.840.10008.5.1.4.1.1.66.7": ObjectKind.LABELMAP_SEGMENTATION,
+    "1.2.840.10008.5.1.4.1.1.88.33": ObjectKind.STRUCTURED_REPORT,
+    "1.2.840.10008.5.1.4.1.1.88.34": ObjectKind.STRUCTURED_REPORT,
+    "1.2.840.10008.5.1.4.1.1.481.3": ObjectKind.RT_STRUCTURE_SET,
+    "1.2.840.10008.5.1.4.1.1.7": ObjectKind.SECONDARY_CAPTURE,
+    "1.2.840.10008.5.1.4.1.1.7.4": ObjectKind.SECONDARY_CAPTURE,
+}
+"""Which kind an object is, by its SOP class (PS3.4 B.5): all that the index has to keep."""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """One DICOM object made by a job, durable under `path` before it is announced."""
