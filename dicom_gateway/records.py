@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -420,16 +420,76 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredClass:
+    """What one number of a classification means.
+
+    Attributes:
+        name: In the bundle's own words.
+        code: The finding; None where the bundle states no code.
+    """
+
+    name: str
+    code: CodedConcept | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
-    """One output of a pipeline, as the contract states it."""
+    """One output of a pipeline, as the contract states it.
+
+    Attributes:
+        segments: Of a label map by label; of masks by channel, the first is label 1.
+        classes: Of scores, in their order; where they are as many as `dims` says, or none.
+    """
 
     name: str
     kind: Literal["labelmap", "masks", "scores", "image", "boxes", "points"]
     datatype: str
     dims: tuple[int, ...]
     segments: tuple[Segment, ...] = ()
+    classes: tuple[ScoredClass, ...] = ()
     on_input_grid: bool = True
     """Its voxels are the input's; a result on a grid of its own can't be placed here."""
+
+    @property
+    def labelmaps(self) -> tuple[Output, ...]:
+        """As label maps: itself, or one of label 1 for each of its masks, which may overlap."""
+        if self.kind == "labelmap":
+            return (self,)
+        if self.kind != "masks":
+            return ()
+        return tuple(
+            replace(
+                self,
+                name=f"{self.name}_{segment.label}",
+                kind="labelmap",
+                dims=self.dims[1:],
+                segments=(replace(segment, label=1),),
+            )
+            for segment in self.segments
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One thing that a request brings, as the contract states it.
+
+    Attributes:
+        name: The bundle's word for it, which rules with roles use too.
+        layout: `volume` [K, J, I]; `channels` [C, K, J, I], co-registered; `gray` [J, I];
+            `rgb` [H, W, C]; `points` [N, D]; `value` [1].
+        channels: Names of its channels in their order; empty where the bundle doesn't say.
+        tensors: Role (`image`, `rescale`, `affine`, `values`) -> Triton tensor.
+        datatype: Of its main tensor, Triton's word.
+        dims: Of its main tensor, -1 is any.
+    """
+
+    name: str
+    layout: Literal["volume", "channels", "gray", "rgb", "points", "value"]
+    modality: str
+    channels: tuple[str, ...]
+    tensors: Mapping[str, str]
+    datatype: str
+    dims: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,6 +511,13 @@ class Contract:
     irregular: tuple[Literal["resample", "split"], ...] | None = None
     """What may be done to a series that is not one regular volume; () refuses it, None says
     nothing, so that the site decides."""
+    inputs: tuple[Input, ...] = ()
+    """What a request brings; empty in contracts of the first builders, which had one volume."""
+
+    @property
+    def labelmaps(self) -> tuple[Output, ...]:
+        """What `Inference.labelmaps` has: every label map, and each of the masks as one."""
+        return tuple(one for output in self.outputs for one in output.labelmaps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,9 +525,12 @@ class Inference:
     """The outputs of one request, copied out of the arena.
 
     Attributes:
-        labelmaps: Output name -> uint8 or uint16 [K, J, I] on the input's grid.
+        labelmaps: Name in `Contract.labelmaps` -> uint8 or uint16 [K, J, I] on the input's
+            grid; a 2-D image has K = 1.
         duration_s: Wall time from request to response.
+        scores: Output name -> float32 [n], one for each of the output's classes.
     """
 
     labelmaps: Mapping[str, NDArray[np.uint8] | NDArray[np.uint16]]
     duration_s: float
+    scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)

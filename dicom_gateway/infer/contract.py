@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dicom_gateway.errors import ContractMismatch
 from dicom_gateway.observe.logging import get_logger
-from dicom_gateway.records import CodedConcept, Contract, Output, Segment
+from dicom_gateway.records import CodedConcept, Contract, Input, Output, ScoredClass, Segment
 
 SCHEMA_MAJOR = 1
 """The version of the contract's schema that this gateway speaks."""
@@ -63,13 +63,35 @@ class _Segment(_Part):
         )
 
 
+class _Class(_Part):
+    name: Annotated[str, Field(min_length=1)]
+    code: _Code | None = None
+
+    def record(self) -> ScoredClass:
+        return ScoredClass(self.name, self.code.record() if self.code else None)
+
+
 class _Output(_Part):
     name: Annotated[str, Field(min_length=1)]
     kind: Literal["labelmap", "masks", "scores", "image", "boxes", "points"]
     datatype: str
     dims: tuple[int, ...]
     segments: tuple[_Segment, ...] = ()
+    classes: tuple[Annotated[str, Field(min_length=1)] | _Class, ...] = ()
     on_input_grid: bool = True
+
+    def record(self) -> Output:
+        return Output(
+            name=self.name,
+            kind=self.kind,
+            datatype=self.datatype,
+            dims=self.dims,
+            segments=tuple(segment.record() for segment in self.segments),
+            classes=tuple(
+                ScoredClass(one) if isinstance(one, str) else one.record() for one in self.classes
+            ),
+            on_input_grid=self.on_input_grid,
+        )
 
 
 _Irregular = Literal["refuse", "resample", "split"]
@@ -88,6 +110,27 @@ class _Input(_Part):
         return tuple(one for one in said if one != "refuse")
 
 
+class _NamedInput(_Part):
+    name: Annotated[str, Field(min_length=1)]
+    layout: Literal["volume", "channels", "gray", "rgb", "points", "value"]
+    modality: str = ""
+    channels: tuple[str, ...] = ()
+    tensors: Mapping[str, str]
+    datatype: str
+    dims: tuple[int, ...]
+
+    def record(self) -> Input:
+        return Input(
+            name=self.name,
+            layout=self.layout,
+            modality=self.modality,
+            channels=self.channels,
+            tensors=dict(self.tensors),
+            datatype=self.datatype,
+            dims=self.dims,
+        )
+
+
 class _Document(_Part):
     builder_version: str
     pipeline: str
@@ -95,6 +138,7 @@ class _Document(_Part):
     description: str = ""
     intended_use: str = ""
     input: _Input
+    inputs: tuple[_NamedInput, ...] = ()
     outputs: Annotated[tuple[_Output, ...], Field(min_length=1)]
     peak_bytes_per_voxel: Annotated[float, Field(ge=0)] = 0.0
     weights: Mapping[str, str] = {}
@@ -142,23 +186,14 @@ def read_contract(text: str, pipeline: str) -> Contract:
         version=document.version,
         input_kind=document.input.kind,
         modality=document.input.modality,
-        outputs=tuple(
-            Output(
-                name=output.name,
-                kind=output.kind,
-                datatype=output.datatype,
-                dims=output.dims,
-                segments=tuple(segment.record() for segment in output.segments),
-                on_input_grid=output.on_input_grid,
-            )
-            for output in document.outputs
-        ),
+        outputs=tuple(output.record() for output in document.outputs),
         peak_bytes_per_voxel=document.peak_bytes_per_voxel,
         builder_version=document.builder_version,
         description=document.description,
         intended_use=document.intended_use,
         weights=dict(document.weights),
         irregular=document.input.allowed(),
+        inputs=tuple(one.record() for one in document.inputs),
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from dicom_gateway.errors import ContractMismatch
 from dicom_gateway.infer import read_contract
 from dicom_gateway.infer.contract import SeenContracts
-from dicom_gateway.records import CodedConcept
+from dicom_gateway.records import CodedConcept, ScoredClass
 
 LUNG = {"value": "39607008", "scheme_designator": "SCT", "meaning": "Lung"}
 ANATOMY = {
@@ -239,3 +239,59 @@ def test_a_contract_that_cannot_be_kept_is_remembered_and_said(
     assert seen.text("lung_ct") == "the contract"
     assert "contract_not_kept" in capsys.readouterr().err
     assert SeenContracts(tmp_path / "contracts").text("lung_ct") is None
+
+
+def test_scores_bring_their_classes_with_codes_where_there_are_any():
+    """A name by itself, or a name with the finding's code."""
+    effusion = {"value": "60046008", "scheme_designator": "SCT", "meaning": "Pleural effusion"}
+    scores = {
+        "name": "SCORES",
+        "kind": "scores",
+        "datatype": "FP32",
+        "dims": [2],
+        "classes": ["normal", {"name": "effusion", "code": effusion}],
+        "on_input_grid": False,
+    }
+    [output] = read_contract(json.dumps(a_document(outputs=[scores])), "chest").outputs
+    assert output.classes == (
+        ScoredClass("normal"),
+        ScoredClass("effusion", CodedConcept("60046008", "SCT", "Pleural effusion")),
+    )
+
+
+def test_what_a_request_brings_is_read():
+    """Each input with its layout, its channels' names and its tensors."""
+    brought = {
+        "name": "image",
+        "layout": "channels",
+        "modality": "MR",
+        "channels": ["t1", "flair"],
+        "tensors": {"image": "IMAGE", "rescale": "RESCALE", "affine": "AFFINE"},
+        "datatype": "INT16",
+        "dims": [2, -1, -1, -1],
+        "example_shape": [2, 37, 46, 53],
+    }
+    [one] = read_contract(json.dumps(a_document(inputs=[brought])), "brain").inputs
+    assert (one.name, one.layout, one.channels) == ("image", "channels", ("t1", "flair"))
+    assert one.tensors["rescale"] == "RESCALE"
+
+
+def test_masks_become_a_label_map_each():
+    """They may overlap, so each is a label map of its own with one segment."""
+    core, whole = (
+        {"label": n, "name": name, "category": ANATOMY, "type": LUNG}
+        for n, name in ((1, "core"), (2, "whole"))
+    )
+    masks = {
+        "name": "MASKS",
+        "kind": "masks",
+        "datatype": "UINT8",
+        "dims": [2, -1, -1, -1],
+        "segments": [core, whole],
+    }
+    contract = read_contract(json.dumps(a_document(outputs=[masks])), "brain")
+    first, second = contract.labelmaps
+    assert (first.name, second.name) == ("MASKS_1", "MASKS_2")
+    assert [segment.name for segment in second.segments] == ["whole"]
+    assert [segment.label for segment in second.segments] == [1]
+    assert second.dims == (-1, -1, -1)
