@@ -10,16 +10,20 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+import pytest
 import sqlalchemy as sa
 
 from dicom_gateway.database import metadata, open_database
 from tests.support.processes import needs
+from tests.support.small_disk import on_a_small_disk
 
 
 @contextmanager
@@ -37,6 +41,45 @@ def a_postgresql() -> Iterator[str]:
             yield f"postgresql+psycopg://tritome@/postgres?host={folder}"
         finally:
             _run([pg_ctl, "-D", data, "-m", "immediate", "stop"], user)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def a_postgresql_on_a_small_disk(size_bytes: int) -> Iterator[tuple[str, Path]]:
+    """Runs one whose tables lie on a disk of that size; its write-ahead log lies elsewhere.
+
+    Only root may make the disk and then be somebody else on it, as PostgreSQL wants; the test
+    is skipped for others.
+
+    Yields:
+        An SQLAlchemy URL, and the disk as this process can see it.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("only root can give PostgreSQL a small disk of its own")
+    initdb, pg_ctl = _program("initdb"), _program("pg_ctl")
+    folder = Path(tempfile.mkdtemp(prefix="tritome-pg-", dir="/tmp"))
+    disk, data, wal = folder / "disk", folder / "disk" / "data", folder / "wal"
+    try:
+        entry = pwd.getpwnam(str(_other_user(folder)))
+        wal.mkdir()
+        os.chown(wal, entry.pw_uid, entry.pw_gid)
+        as_user = f"setpriv --reuid={entry.pw_uid} --regid={entry.pw_gid} --clear-groups"
+        options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+        script = (
+            f"{as_user} {initdb} -D {data} -X {wal} -U tritome --auth=trust -E UTF8 && "
+            f'exec {as_user} {pg_ctl} -D {data} -w -l {folder}/log -o "{options}" start'
+        )
+        _run([*on_a_small_disk(disk, size_bytes), "sh", "-c", script], None)
+        pid = int((folder / ".s.PGSQL.5432.lock").read_text().splitlines()[0])
+        try:
+            yield (
+                f"postgresql+psycopg://tritome@/postgres?host={folder}",
+                Path(f"/proc/{pid}/root{disk}"),
+            )
+        finally:
+            os.kill(pid, signal.SIGQUIT)
+            psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=20)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

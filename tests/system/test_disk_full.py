@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from dicom_gateway.database import open_database
-from tests.support.databases import a_postgresql, an_empty_index
+from dicom_gateway.database import instances, open_database, reading
+from dicom_gateway.errors import DatabaseUnavailable, OutOfResources
+from dicom_gateway.store import InstanceStore
+from dicom_gateway.store.check import check
+from tests.support.databases import a_postgresql, a_postgresql_on_a_small_disk, an_empty_index
+from tests.support.dicom import a_ct_series, an_arrival
 from tests.support.intake import ROOT, Sender, an_intake
 from tests.support.patience import until
 from tests.support.processes import needs
@@ -169,6 +174,48 @@ def test_whatever_call_the_kernel_refuses_nothing_partial_is_left(url: str, tmp_
         assert one["lost"] == []
         assert not (one["how"] == "kept" and not one["known"])
     assert told["agrees"]
+
+
+def test_a_full_disk_under_postgresql_refuses_and_is_well_again(tmp_path: Path) -> None:
+    """Its tables can't grow: no row, no file, no part of one; with room again all is kept."""
+    with a_postgresql_on_a_small_disk(160 << 20) as (url, disk):
+        engine = open_database(url)
+        store = InstanceStore(tmp_path / "store", engine, 0)
+        template = a_ct_series(1, rows=8, columns=8)[0]
+        kept: set[str] = set()
+        refused = 0
+
+        def keep(number: int) -> None:
+            uid = template.SOPInstanceUID = f"1.2.{number}"
+            template.file_meta.MediaStorageSOPInstanceUID = uid
+            store.keep(an_arrival(template))
+            kept.add(uid)
+
+        def rows() -> set[str]:
+            with reading(engine) as connection:
+                return set(connection.execute(sa.select(instances.c.sop_instance_uid)).scalars())
+
+        keep(0)
+        for life in range(1, 4):
+            ballast = disk / "ballast"
+            with ballast.open("wb") as file:
+                left = os.statvfs(disk)
+                os.posix_fallocate(file.fileno(), 0, left.f_bavail * left.f_frsize)
+            number = life * 10_000
+            while refused < life:
+                number += 1
+                try:
+                    keep(number)
+                except (OutOfResources, DatabaseUnavailable):
+                    refused += 1
+            ballast.unlink()
+            files = [path.name for path in (tmp_path / "store" / "instances").rglob("*.dcm")]
+            assert rows() == kept
+            assert len(files) == len(kept)
+            assert not list((tmp_path / "store").rglob("*.part"))
+            keep(number)  # the very one that was refused
+        assert check(engine, tmp_path / "store").agrees
+        engine.dispose()
 
 
 def test_the_door_answers_a700_and_opens_again_by_itself(tmp_path: Path) -> None:
