@@ -21,9 +21,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO
 
+from dicom_gateway.assemble.ahead import Ahead
 from dicom_gateway.assemble.arena import Arena, remove_leftovers
 from dicom_gateway.assemble.decoders import DecoderPool
-from dicom_gateway.assemble.headers import read_header
+from dicom_gateway.assemble.headers import Header, read_header
 from dicom_gateway.config import LOG_STYLE, GatewaySettings
 from dicom_gateway.database import open_database
 from dicom_gateway.deliver import Caretaker, Entries, Outbox
@@ -35,6 +36,7 @@ from dicom_gateway.observe import get_logger, set_up_logging
 from dicom_gateway.processing import Processing
 from dicom_gateway.receive.scp import Receiver
 from dicom_gateway.receiving import commitments_of, receiving_child, spool_of
+from dicom_gateway.records import Arrival, Instance
 from dicom_gateway.store import InstanceStore, Retention, SeriesIndex
 from dicom_gateway.webside import WebSide
 
@@ -125,6 +127,8 @@ class Gateway:
         triton.use_arena(arena)
         read = lru_cache(maxsize=HEADERS_IN_MEMORY)(read_header)
 
+        ahead = self._ahead(decoders, read)
+        kept: Callable[[Path], None] = (lambda _path: None) if ahead is None else ahead.arrived
         process = Processing(
             index=index,
             triton=triton,
@@ -133,6 +137,7 @@ class Gateway:
             settings=settings.assembly,
             results=folder / "results",
             read_header=read,
+            ahead=ahead,
         )
         outboxes = [Outbox(entries, one, settings.dicom.scu.ae_title) for one in destinations]
         judge = Judge(settings, engine, index, queue=queue, triton=triton, read_header=read)
@@ -150,17 +155,23 @@ class Gateway:
             self._run_in_thread(f"worker-{number}", worker.run, worker.stop)
         self._run_in_thread("judge", judge.run, judge.stop)
 
+        def keep(arrival: Arrival) -> Instance:
+            instance = store.keep(arrival)
+            kept(instance.path)
+            return instance
+
         def association_ended(association_id: str, in_order: bool) -> None:
             index.association_ended(association_id, in_order=in_order)
             judge.notify()
 
         receiver = Receiver(
             settings.dicom.scp,
-            store.keep,
+            keep,
             association_ended,
             spool=spool_of(settings),
             commitments=commitments_of(settings, engine),
             child=receiving_child(settings),
+            kept=kept,
         )
         receiver.start()
         self._receiver = receiver
@@ -168,7 +179,7 @@ class Gateway:
         web = WebSide(
             settings,
             engine,
-            keep=store.keep,
+            keep=keep,
             association_ended=association_ended,
             health=lambda: dict.fromkeys(self.dead_threads(), "has died"),
         )
@@ -178,6 +189,14 @@ class Gateway:
         self._web = web
         for name, loop, stop in web.loops:
             self._run_in_thread(name, loop, stop)
+
+    def _ahead(self, decoders: DecoderPool, read: Callable[[Path], Header]) -> Ahead | None:
+        if not self._settings.jobs.ahead_bytes:
+            return None
+        room = self._open.enter_context(Arena(self._settings.jobs.ahead_bytes))
+        ahead = Ahead(room, decoders, read)
+        self._run_in_thread("ahead", ahead.run, ahead.stop)
+        return ahead
 
     def stop(self) -> None:
         """Closes the door, lets each thread end what it has in hand, and cleans up.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from dicom_gateway.assemble.ahead import Ahead
 from dicom_gateway.assemble.arena import Arena
 from dicom_gateway.assemble.decoders import DecoderPool
 from dicom_gateway.assemble.headers import Header
@@ -37,6 +38,7 @@ class Processing:
     Attributes:
         results: Folder that the results are kept in.
         read_header: Cached: the judge has asked for the same headers.
+        ahead: Has decoded what came early.
     """
 
     index: SeriesIndex
@@ -46,6 +48,7 @@ class Processing:
     settings: AssemblySettings
     results: Path
     read_header: Callable[[Path], Header]
+    ahead: Ahead | None = None
 
     def __call__(self, run: JobRun) -> list[Result]:
         """One job: a result of each output for each volume that its series holds."""
@@ -74,7 +77,7 @@ class Processing:
         try:
             with run.stage("assembled") as stage:
                 room = partial(check_room, contract, self.arena)
-                volume = assemble(plan, series, self.arena, self.decoders, room)
+                volume = assemble(plan, series, self.arena, self.decoders, room, ahead=self.ahead)
                 what = f"{len(series.instances)} instances"
                 if volume.name:
                     what = f"{volume.name} ({len(volume.slices)} of the images in {what})"

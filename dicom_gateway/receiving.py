@@ -29,6 +29,7 @@ from dicom_gateway.receive.processes import (
     receive_greeting,
     serve_connections,
 )
+from dicom_gateway.records import Arrival, Instance
 from dicom_gateway.store import InstanceStore
 
 _GRACE_S = 10.0
@@ -97,9 +98,15 @@ def main(arguments: Sequence[str]) -> int:
                 settings.store.resume_free_bytes,
             )
             desk = RemoteDesk(line, scp.handshake_timeout_s)
+
+            def keep(arrival: Arrival) -> Instance:
+                instance = store.keep(arrival)
+                desk.kept(instance.path)
+                return instance
+
             host = AssociationHost(
                 scp,
-                store.keep,
+                keep,
                 desk,
                 spool=spool_of(settings),
                 commitments=commitments_of(settings, engine),

@@ -94,6 +94,11 @@ class DecoderPool:
         for future in futures:
             future.result()
 
+    def decode_frame(self, arena: Path, offset_bytes: int, task: PixelTask) -> None:
+        """Decodes one frame into the arena, in the calling thread; raises as `decode` does."""
+        with self._borrow() as child:
+            child.decode(arena, offset_bytes, task)
+
     def close(self) -> None:
         """Ends the children."""
         for child in self._children:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_gateway.assemble.ahead import Ahead
 from dicom_gateway.assemble.arena import Arena
 from dicom_gateway.assemble.decoders import DecoderPool
 from dicom_gateway.assemble.headers import Header, read_header
@@ -66,10 +67,13 @@ def assemble(
     arena: Arena,
     decoders: DecoderPool,
     check_room: Callable[[int], None] = lambda _voxels: None,
+    *,
+    ahead: Ahead | None = None,
 ) -> Volume:
     """Decodes a planned volume into the arena, by way of its grid where it has one.
 
-    The caller owns `volume.image` and gives it back with `arena.free`.
+    The caller owns `volume.image` and gives it back with `arena.free`. What `ahead` has decoded
+    already is copied.
 
     Returns:
         The volume: image INT16 or FP32 [K, J, I]; rescale float64 [K, 2], with the shift of
@@ -84,9 +88,9 @@ def assemble(
     check_room(plan.voxels)
     rescale = _rescale(plan)
     if plan.grid is None:
-        image, dtype = _decode(plan, arena, decoders), _dtype(plan)
+        image, dtype = _decode(plan, arena, decoders, ahead), _dtype(plan)
     else:
-        image, dtype, rescale = _decode_and_resample(plan, rescale, arena, decoders)
+        image, dtype, rescale = _decode_and_resample(plan, rescale, arena, decoders, ahead)
     return Volume(
         image=image,
         dtype="FP32" if dtype == np.float32 else "INT16",
@@ -136,15 +140,17 @@ def _rescale(plan: VolumePlan) -> NDArray[np.float64]:
     return rescale
 
 
-def _decode(plan: VolumePlan, arena: Arena, decoders: DecoderPool) -> ArenaSpan:
+def _decode(
+    plan: VolumePlan, arena: Arena, decoders: DecoderPool, ahead: Ahead | None
+) -> ArenaSpan:
     _dtype(plan)
     frame_bytes = plan.tasks[0].size_bytes
     span = arena.allocate(len(plan.tasks) * frame_bytes)
     try:
-        decoders.decode(
-            arena.path,
-            [(span.offset_bytes + s * frame_bytes, task) for s, task in enumerate(plan.tasks)],
-        )
+        frames = [(span.offset_bytes + s * frame_bytes, task) for s, task in enumerate(plan.tasks)]
+        if ahead is not None:
+            frames = ahead.take(arena, frames)
+        decoders.decode(arena.path, frames)
     except BaseException:
         arena.free(span)
         raise
@@ -152,7 +158,11 @@ def _decode(plan: VolumePlan, arena: Arena, decoders: DecoderPool) -> ArenaSpan:
 
 
 def _decode_and_resample(
-    plan: VolumePlan, rescale: NDArray[np.float64], arena: Arena, decoders: DecoderPool
+    plan: VolumePlan,
+    rescale: NDArray[np.float64],
+    arena: Arena,
+    decoders: DecoderPool,
+    ahead: Ahead | None,
 ) -> tuple[ArenaSpan, np.dtype[Any], NDArray[np.float64]]:
     """The resampled image, its dtype and its rescale [K, 2]; the source's room goes back."""
     assert plan.grid is not None
@@ -167,7 +177,7 @@ def _decode_and_resample(
             "retry'"
         )
         raise VolumeTooLarge(msg)
-    source = _decode(plan, arena, decoders)
+    source = _decode(plan, arena, decoders, ahead)
     try:
         span = arena.allocate(grid_bytes)
         try:

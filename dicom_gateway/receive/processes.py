@@ -2,8 +2,9 @@
 
 One process accepts, admits and counts; it hands each connection, as a file descriptor, to the
 child that serves the fewest. The children do what costs time: they read, keep and answer.
-They ask for admission and tell of each end by one socket each; the bytes of an object never
-come back here. The processes meet in the database and the store, and nowhere else.
+They ask for admission and tell of each end, and of what they keep, by one socket each; the
+bytes of an object never come back here. The processes meet in the database and the store, and
+nowhere else.
 
 What survives a crash: a child that dies takes its associations with it, whose senders have no
 answer and send again; its associations are told of as lost, and another child takes its
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dicom_gateway.config import ScpSettings
@@ -61,12 +63,19 @@ class Processes:
         settings: `dicom.scp` of gateway.yaml.
         desk: Asked for the children's associations.
         child: What to start.
+        kept: Called with the path of each object that a child has kept.
 
     Raises:
         ConfigurationError: TLS can't work, or the children don't start.
     """
 
-    def __init__(self, settings: ScpSettings, desk: FrontDesk, child: Child) -> None:
+    def __init__(
+        self,
+        settings: ScpSettings,
+        desk: FrontDesk,
+        child: Child,
+        kept: Callable[[Path], None] = lambda _path: None,
+    ) -> None:
         if settings.tls is not None:  # said here, in one sentence, and not by each child
             server_context(
                 settings.tls.certificate_file,
@@ -75,6 +84,7 @@ class Processes:
                 client_required=settings.tls.client_certificates == "required",
             )
         self._desk = desk
+        self._kept = kept
         self._stopping = threading.Event()
         # Noting an end waits for the database; nobody who wants to come in waits for that.
         self._ended: queue.SimpleQueue[tuple[str, bool] | None] = queue.SimpleQueue()
@@ -126,6 +136,9 @@ class Processes:
         self._ender.join(timeout_s)
 
     def _on_message(self, child: _Kept, message: dict[str, Any]) -> None:
+        if message["kind"] == "kept":
+            self._kept(Path(message["path"]))
+            return
         association_id = message["id"]
         if message["kind"] == "ended":
             child.serving.discard(association_id)
@@ -362,6 +375,10 @@ class RemoteDesk:
     def ended(self, association_id: str, *, in_order: bool) -> None:
         """Tells of an end."""
         self._tell({"kind": "ended", "id": association_id, "in_order": in_order})
+
+    def kept(self, path: Path) -> None:
+        """Tells where an object is kept."""
+        self._tell({"kind": "kept", "path": str(path)})
 
     def answered(self, message: dict[str, Any]) -> None:
         """Takes an answer to `admit`."""

@@ -9,6 +9,7 @@ survives a crash is in the rooms behind `keep`, and the pending storage commitme
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from dicom_gateway.config import ScpSettings
 from dicom_gateway.observe.logging import get_logger
@@ -40,6 +41,7 @@ class Receiver:
         spool: Where large data sets stay while they come; in memory where not given.
         commitments: Answers storage commitment; not offered where not given.
         child: What to start where `settings.processes` asks for several.
+        kept: Told the path of each object that a child has kept.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class Receiver:
         spool: Spool | None = None,
         commitments: Commitments | None = None,
         child: Child | None = None,
+        kept: Callable[[Path], None] = lambda _path: None,
     ) -> None:
         self._settings = settings
         self._keep = keep
+        self._kept = kept
         self._association_ended = association_ended
         self._spool = spool
         self._commitments = commitments
@@ -129,7 +133,7 @@ class Receiver:
 
     def _make_host(self) -> AssociationHost | Processes:
         if self._settings.processes > 1 and self._child is not None:
-            return Processes(self._settings, self._desk, self._child)
+            return Processes(self._settings, self._desk, self._child, self._kept)
         return AssociationHost(
             self._settings,
             self._keep,
