@@ -160,7 +160,7 @@ class UnusableSeries(Permanent):
 
     Codes: missing_slices, several_orientations, duplicate_positions, irregular_spacing,
     gantry_tilt, mixed_geometry, no_geometry, no_pixel_data, too_few_slices,
-    unsupported_object.
+    different_grids, incomplete_roles, unsupported_object.
     """
 
     code = "unusable_series"

@@ -1,4 +1,4 @@
-"""What a worker does with a job: series -> volumes -> masks -> results.
+"""What a worker does with a job: series -> volumes -> masks and scores -> results.
 
 In: a claimed job. Out: its results, durable, for the queue to finish the job with. Nothing is
 kept here: after a crash the job is claimed again and makes objects with the same UIDs.
@@ -9,14 +9,15 @@ none of them knows the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from dicom_gateway.assemble.ahead import Ahead
 from dicom_gateway.assemble.arena import Arena
 from dicom_gateway.assemble.decoders import DecoderPool
+from dicom_gateway.assemble.grids import check_same_grid
 from dicom_gateway.assemble.headers import Header
 from dicom_gateway.assemble.plan import VolumePlan, plan_images, plan_volumes
 from dicom_gateway.assemble.policy import allowance
@@ -24,10 +25,10 @@ from dicom_gateway.assemble.resample import land
 from dicom_gateway.assemble.volume import assemble
 from dicom_gateway.config import AssemblySettings
 from dicom_gateway.encode.segmentation import encode_segmentation
-from dicom_gateway.errors import ContractMismatch
-from dicom_gateway.infer import TritonClient, check_room
+from dicom_gateway.errors import UnusableSeries
+from dicom_gateway.infer import TritonClient, check_room, fill, slots_of
 from dicom_gateway.jobs import JobRun
-from dicom_gateway.records import Contract, Inference, Job, Result, Series, Volume
+from dicom_gateway.records import Contract, Inference, Instance, Job, Result, Series, Volume
 from dicom_gateway.store import SeriesIndex
 
 
@@ -55,47 +56,82 @@ class Processing:
         job = run.job
         # Before the expensive part: where Triton is away, nothing is decoded in vain.
         contract = self.triton.contract(job.pipeline)
-        _check_roles(job)
-        self.triton.check_ready(job.pipeline)
         series = self.index.instances_of_job(job.job_id)
-        if contract.input_kind == "image":
-            plans = plan_images(series, self.read_header)
-        else:
-            allowed = allowance(contract, self.settings)
-            plans = plan_volumes(series, allowed, self.read_header)
+        brought = fill(contract, _by_role(job, series), job.rule)
+        self.triton.check_ready(job.pipeline)
         made: list[Result] = []
-        for number, plan in enumerate(plans):
-            volume = self._assembled(run, contract, series, plan)
-            inference = self._inferred(run, contract, volume)
-            made += self._encoded(run, contract, volume, inference, number)
+        for number, plans in enumerate(self._plans(contract, brought, job)):
+            volumes = self._assembled(run, contract, brought, plans)
+            inference = self._inferred(run, contract, volumes)
+            made += self._encoded(run, contract, volumes[0], inference, number)
         return made
 
+    def _plans(
+        self, contract: Contract, brought: Sequence[Series], job: Job
+    ) -> list[tuple[VolumePlan, ...]]:
+        """For each request, the plan of each slot: a series of several volumes has several."""
+        slots = slots_of(contract)
+        allowed = allowance(contract, self.settings)
+        found = [
+            plan_images(series, self.read_header)
+            if slot.is_flat
+            else plan_volumes(series, allowed, self.read_header)
+            for slot, series in zip(slots, brought, strict=True)
+        ]
+        if len(slots) == 1:
+            return [(plan,) for plan in found[0]]
+        for slot, series, plans in zip(slots, brought, found, strict=True):
+            if len(plans) > 1:
+                msg = (
+                    f"the series of '{slot.name}' ({series.series_instance_uid}) holds "
+                    f"{len(plans)} images or volumes, and rule {job.rule} needs one for each "
+                    "role; let the role's conditions choose another series"
+                )
+                raise UnusableSeries(msg, code="duplicate_positions")
+        together = tuple(plans[0] for plans in found)
+        check_same_grid(
+            {s.name: plan for s, plan in zip(slots, together, strict=True) if not s.is_flat}
+        )
+        return [together]
+
     def _assembled(
-        self, run: JobRun, contract: Contract, series: Series, plan: VolumePlan
-    ) -> Volume:
-        volume: Volume | None = None
+        self,
+        run: JobRun,
+        contract: Contract,
+        brought: Sequence[Series],
+        plans: Sequence[VolumePlan],
+    ) -> tuple[Volume, ...]:
+        volumes: list[Volume] = []
         try:
             with run.stage("assembled") as stage:
-                room = partial(check_room, contract, self.arena)
-                volume = assemble(plan, series, self.arena, self.decoders, room, ahead=self.ahead)
-                what = f"{len(series.instances)} instances"
-                if volume.name:
-                    what = f"{volume.name} ({len(volume.slices)} of the images in {what})"
-                stage.note = "; ".join([what, *volume.notes])
+                told = []
+                for plan, series in zip(plans, brought, strict=True):
+                    room = partial(self._check_room, contract, plan)
+                    volumes.append(
+                        assemble(plan, series, self.arena, self.decoders, room, ahead=self.ahead)
+                    )
+                    told.append(_told(volumes[-1], series))
+                stage.note = " | ".join(told)
         except BaseException:
-            if volume is not None:  # made, but its line in the story wasn't written
+            for volume in volumes:  # made, but another one wasn't, or the story's line
                 self.arena.free(volume.image)
             raise
-        return volume
+        return tuple(volumes)
 
-    def _inferred(self, run: JobRun, contract: Contract, volume: Volume) -> Inference:
+    def _check_room(self, contract: Contract, plan: VolumePlan, voxels: int) -> None:
+        check_room(contract, self.arena, voxels, "FP32" if plan.is_floating else "INT16")
+
+    def _inferred(self, run: JobRun, contract: Contract, volumes: tuple[Volume, ...]) -> Inference:
         with run.stage("inferred") as stage:
-            inference = self.triton.infer(volume, contract, self.arena, run.job.job_id, run.stop)
-            out_bytes = sum(labels.nbytes for labels in inference.labelmaps.values())
-            stage.note = (
-                f"{'x'.join(str(n) for n in volume.shape_kji)}: {volume.image.size_bytes} "
-                f"bytes in, {out_bytes} bytes out"
+            in_bytes = sum(volume.image.size_bytes for volume in volumes)
+            inference = self.triton.infer(volumes, contract, self.arena, run.job.job_id, run.stop)
+            out_bytes = sum(
+                values.nbytes
+                for values in (*inference.labelmaps.values(), *inference.scores.values())
             )
+            shape = "x".join(str(n) for n in volumes[0].shape_kji)
+            several = f"{len(volumes)} of " if len(volumes) > 1 else ""
+            stage.note = f"{several}{shape}: {in_bytes} bytes in, {out_bytes} bytes out"
         return inference
 
     def _encoded(
@@ -104,7 +140,7 @@ class Processing:
         made = []
         replaced = run.replaced_results()
         with run.stage("encoded"):
-            for output in contract.outputs:
+            for output in contract.labelmaps:
                 if output.name in inference.labelmaps:
                     # Masks of a resampled volume go back to its source frames.
                     labels, sources = land(inference.labelmaps[output.name], volume)
@@ -123,11 +159,27 @@ class Processing:
         return made
 
 
-def _check_roles(job: Job) -> None:
-    if len(job.roles) > 1:
-        msg = (
-            f"rule {job.rule} gives {job.pipeline} {len(job.roles)} inputs "
-            f"({', '.join(sorted(job.roles))}) and this version serves pipelines of one; "
-            "write a rule without roles for it"
+def _by_role(job: Job, series: Series) -> dict[str, Series]:
+    """The job's series by role; without roles there is one, whatever its input is called."""
+    if not job.roles:
+        return {"": series}
+    return {
+        role: replace(
+            series,
+            series_instance_uid=uid,
+            modality=next((one.modality for one in _of(series, uid)), ""),
+            instances=_of(series, uid),
         )
-        raise ContractMismatch(msg)
+        for role, uid in job.roles.items()
+    }
+
+
+def _of(series: Series, series_instance_uid: str) -> tuple[Instance, ...]:
+    return tuple(one for one in series.instances if one.series_instance_uid == series_instance_uid)
+
+
+def _told(volume: Volume, series: Series) -> str:
+    what = f"{len(series.instances)} instances"
+    if volume.name:
+        what = f"{volume.name} ({len(volume.slices)} of the images in {what})"
+    return "; ".join([what, *volume.notes])

@@ -46,6 +46,13 @@ class SegmentRow(_Part):
     colour_rgb: tuple[_Byte, _Byte, _Byte] | None = None
 
 
+class ClassRow(_Part):
+    """What one score means, with its code."""
+
+    name: str = Field(min_length=1, max_length=64)
+    code: Code | None = None
+
+
 class InputPart(_Part):
     """The short form of what goes in, enough for a pipeline of one image."""
 
@@ -88,8 +95,10 @@ class OutputPart(_Part):
     """Triton's word, such as UINT8."""
     dims: tuple[int, ...]
     segments: tuple[SegmentRow, ...] = ()
-    classes: tuple[str, ...] = ()
-    """Names of the scores, or of the channels of masks and images."""
+    """Of a label map by label; of masks by channel, the first is 1."""
+    classes: tuple[str | ClassRow, ...] = ()
+    """Names of the scores, with their codes where the bundle states them, or of the channels of
+    masks and images."""
     on_input_grid: bool = True
     """Its voxels are those of the first image; a patch around a click, say, has its own."""
 

@@ -63,6 +63,11 @@ class VolumePlan:
         return len(self.tasks), self.tasks[0].rows, self.tasks[0].columns
 
     @property
+    def is_floating(self) -> bool:
+        """Its values are floating point numbers."""
+        return self.tasks[0].floating
+
+    @property
     def voxels(self) -> int:
         """K * J * I."""
         slices, rows, columns = self.shape_kji

@@ -1,33 +1,28 @@
-"""The request to Triton: a volume in the arena goes in, label maps come out.
+"""The request to Triton: images in the arena go in, label maps and scores come out.
 
-In: `Volume` and `Contract`. Out: `Inference`, copied out of the arena. Nothing survives a
+In: volumes and their contract. Out: `Inference`, copied out of the arena. Nothing survives a
 crash here: the job is claimed again and infers again.
 
 Two bytes per voxel go in and one comes out, both through shared memory; the request itself
-carries only RESCALE and AFFINE (a few kilobytes).
+carries only RESCALE and AFFINE (a few kilobytes). `request.py` makes and reads it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import InferenceServerException
 
 from dicom_gateway.config import TritonSettings
 from dicom_gateway.errors import (
-    ContractMismatch,
     GatewayError,
     RequestLost,
     TritonUnavailable,
-    VolumeTooLarge,
 )
 from dicom_gateway.infer.contract import SeenContracts, read_contract
 from dicom_gateway.infer.mapping import (
@@ -37,7 +32,8 @@ from dicom_gateway.infer.mapping import (
     status_of,
 )
 from dicom_gateway.infer.region import RPC_TIMEOUT_S, Arena, Region
-from dicom_gateway.records import ArenaSpan, Contract, Inference, Output, Volume
+from dicom_gateway.infer.request import Request
+from dicom_gateway.records import Contract, Inference, Volume
 
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
@@ -60,11 +56,6 @@ _ANSWERED = frozenset(
     }
 )
 """Only a server says these: the request has ended there. The rest gRPC also says by itself."""
-
-_PAGE_BYTES = 4096
-"""Spans of the arena start on a page."""
-
-_NUMPY: dict[str, type[np.uint8] | type[np.uint16]] = {"UINT8": np.uint8, "UINT16": np.uint16}
 
 
 class _Answer:
@@ -159,19 +150,20 @@ class TritonClient:
 
     def infer(
         self,
-        volume: Volume,
+        volumes: Volume | Sequence[Volume],
         contract: Contract,
         arena: Arena,
         job_id: str,
         stop: threading.Event | None = None,
     ) -> Inference:
-        """Runs the pipeline on a volume and copies its label maps out.
+        """Runs the pipeline on what a study brings and copies its results out.
 
-        Takes the volume's span over: whatever happens, it goes back to the arena as soon
-        as Triton can't touch it any more, and the caller must not free it.
+        Takes the volumes' spans over: whatever happens, they go back to the arena as soon
+        as Triton can't touch them any more, and the caller must not free them.
 
         Args:
-            volume: IMAGE lies in `arena`, int16 [K, J, I].
+            volumes: One for each of `slots_of(contract)`, on one grid, images in `arena`: int16
+                or float32 [K, J, I]; a 2-D image has K = 1.
             contract: Of the pipeline to run.
             arena: The one given to `use_arena`.
             job_id: Becomes Triton's request id.
@@ -186,63 +178,43 @@ class TritonClient:
             VolumeTooLarge: no room for the outputs ever.
         """
         region = self._regions[arena.name]
-        spans = [volume.image]
+        given = (volumes,) if isinstance(volumes, Volume) else tuple(volumes)
+        request = Request(contract, given, arena)
         answer: _Answer | None = None
         try:
-            outputs = _outputs(contract, volume.dtype)
-            voxels = int(np.prod(volume.shape_kji))
-            check_room(contract, arena, voxels)
-            masks: dict[str, ArenaSpan] = {}
-            for output in outputs:
-                masks[output.name] = arena.allocate(voxels * _voxel_bytes(output))
-                spans.append(masks[output.name])
+            inputs, outputs = request.make()
             region.ensure_registered()
             if stop is not None and stop.is_set():
                 msg = "the job was stopped before its request was sent"
                 raise TritonUnavailable(msg)
             started = time.monotonic()
-            answer = self._ask(volume, contract, masks, job_id, stop)
+            answer = self._ask(contract.pipeline, inputs, outputs, job_id, stop)
             duration_s = time.monotonic() - started
             if answer.error is not None:
                 stopped = stop is not None and stop.is_set()
                 raise self._what_became(answer.error, contract, stopped) from answer.error
-            return Inference(
-                labelmaps={
-                    output.name: _copy_out(answer.result, output, arena, masks[output.name], volume)
-                    for output in outputs
-                },
-                duration_s=duration_s,
-            )
+            return request.read(answer.result, duration_s)
         finally:
             if answer is None or answer.error is None or status_of(answer.error) in _ANSWERED:
-                region.give_back(spans)
+                region.give_back(request.held)
             else:
-                region.quarantine(spans)
+                region.quarantine(request.held)
 
     def _ask(
         self,
-        volume: Volume,
-        contract: Contract,
-        masks: dict[str, ArenaSpan],
+        pipeline: str,
+        inputs: list[InferInput],
+        outputs: list[InferRequestedOutput],
         job_id: str,
         stop: threading.Event | None,
     ) -> _Answer:
         """Sends the request and waits for its answer, whatever that is."""
-        image = InferInput("IMAGE", list(volume.shape_kji), volume.dtype)
-        image.set_shared_memory(
-            volume.image.region, volume.image.size_bytes, offset=volume.image.offset_bytes
-        )
-        wanted = []
-        for name, span in masks.items():
-            output = InferRequestedOutput(name)
-            output.set_shared_memory(span.region, span.size_bytes, offset=span.offset_bytes)
-            wanted.append(output)
         answer = _Answer()
         call = self._triton.async_infer(
-            contract.pipeline,
-            [image, _inline("RESCALE", volume.rescale), _inline("AFFINE", volume.affine_lps)],
+            pipeline,
+            inputs,
             answer,
-            outputs=wanted,
+            outputs=outputs,
             request_id=job_id,
             client_timeout=self._settings.request_timeout_s,
         )
@@ -299,85 +271,3 @@ class TritonClient:
         for region in self._regions.values():
             region.unregister()
         self._triton.close()
-
-
-def _inline(name: str, values: NDArray[np.float64]) -> InferInput:
-    tensor = InferInput(name, list(values.shape), "FP64")
-    tensor.set_data_from_numpy(np.ascontiguousarray(values, dtype=np.float64))
-    return tensor
-
-
-def check_room(contract: Contract, arena: Arena, voxels: int) -> None:
-    """Ask it before a volume is decoded: can IMAGE and every label map lie in the arena?
-
-    Args:
-        contract: Of the pipeline to run.
-        arena: Where they will lie together; each begins on a page.
-        voxels: K * J * I.
-
-    Raises:
-        VolumeTooLarge: not even when the arena is empty.
-        ContractMismatch: the pipeline is none that this gateway can ask.
-    """
-    image = _whole_pages(2 * voxels)
-    masks = sum(_whole_pages(voxels * _voxel_bytes(one)) for one in _outputs(contract, "INT16"))
-    if image + masks > arena.size_bytes:
-        mib = 2**20
-        msg = (
-            f"this volume of {voxels} voxels needs {image / mib:.1f} MiB of shared memory and its "
-            f"result {masks / mib:.1f} MiB beside it, and the arena has "
-            f"{arena.size_bytes / mib:.1f} MiB in all; set triton.arena-bytes in gateway.yaml to "
-            f"at least {image + masks}, restart the gateway, then 'tritome jobs retry'"
-        )
-        raise VolumeTooLarge(msg)
-
-
-def _whole_pages(size_bytes: int) -> int:
-    return -(-size_bytes // _PAGE_BYTES) * _PAGE_BYTES
-
-
-def _voxel_bytes(output: Output) -> int:
-    return np.dtype(_NUMPY[output.datatype]).itemsize
-
-
-def _outputs(contract: Contract, dtype: str) -> list[Output]:
-    if contract.input_kind != "volume" or dtype != "INT16":
-        taken = {"volume": "one volume", "image": "one 2-D image", "inputs": "several inputs"}
-        msg = (
-            f"'{contract.pipeline}' takes {taken[contract.input_kind]} and the study gives a "
-            f"volume of {dtype}; this gateway sends one INT16 volume"
-        )
-        raise ContractMismatch(msg)
-    outputs = [output for output in contract.outputs if output.kind == "labelmap"]
-    for output in outputs:
-        if not output.on_input_grid:
-            msg = (
-                f"output {output.name} of '{contract.pipeline}' has a grid of its own, so its mask "
-                "can't be placed on the study; give the bundle's postprocessing an Invertd"
-            )
-            raise ContractMismatch(msg)
-    for output in outputs:
-        if output.datatype not in _NUMPY:
-            msg = (
-                f"output {output.name} of '{contract.pipeline}' is a label map of "
-                f"{output.datatype}; this gateway reads UINT8 and UINT16"
-            )
-            raise ContractMismatch(msg)
-    if not outputs:
-        msg = f"'{contract.pipeline}' has no label map among its outputs; this gateway needs one"
-        raise ContractMismatch(msg)
-    return outputs
-
-
-def _copy_out(
-    result: InferResult | None, output: Output, arena: Arena, span: ArenaSpan, volume: Volume
-) -> NDArray[Any]:
-    told = None if result is None else result.get_output(output.name)
-    if told is None or tuple(told.shape) != volume.shape_kji or told.datatype != output.datatype:
-        found = "nothing" if told is None else f"{told.datatype} {list(told.shape)}"
-        msg = (
-            f"output {output.name} is {found} where the contract promises {output.datatype} "
-            f"{list(volume.shape_kji)}; build the pipeline again"
-        )
-        raise ContractMismatch(msg)
-    return np.array(arena.view(span, _NUMPY[output.datatype], volume.shape_kji))

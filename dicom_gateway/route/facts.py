@@ -58,6 +58,9 @@ _PROJECTIONS = frozenset(
 
 KINDS = {"volume": _CROSS_SECTIONS, "image": _PROJECTIONS}
 
+ALIKE = {"DX": ("DX", "CR"), "CR": ("CR", "DX")}
+"""Modalities of one kind of image: a radiograph, by detector or by storage plate."""
+
 
 @dataclass(frozen=True, slots=True)
 class Glance:

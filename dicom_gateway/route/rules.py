@@ -15,7 +15,7 @@ from dicom_gateway.config import AcceptedTitle, GatewaySettings
 from dicom_gateway.config_routing import Choice, PriorityRule, Rule, names_title
 from dicom_gateway.records import Contract, Priority, Series
 from dicom_gateway.route.conditions import Finding, examine, examine_all
-from dicom_gateway.route.facts import KINDS, SeriesFacts
+from dicom_gateway.route.facts import ALIKE, KINDS, SeriesFacts
 
 UNREADABLE = "unreadable"
 """Stands for the version of a pipeline whose contract can't be read."""
@@ -315,9 +315,17 @@ def _never_wanted(facts: SeriesFacts) -> str:
 
 def _refusal(facts: SeriesFacts, contract: Contract) -> str:
     """What this pipeline wants instead; "" where it takes the series."""
-    if facts.series.modality != contract.modality:
+    modality = facts.series.modality
+    if contract.modality and modality not in ALIKE.get(contract.modality, (contract.modality,)):
         return f"{contract.pipeline} wants {contract.modality}"
-    if facts.classes.isdisjoint(KINDS[contract.input_kind]):
+    kinds = KINDS.get(contract.input_kind)
+    if kinds is None:
+        images = [name for one in contract.inputs for name in (one.channels or (one.name,))]
+        return (
+            f"{contract.pipeline} takes several images of a study ({', '.join(images)}); write a "
+            "rule with a role for each of them"
+        )
+    if facts.classes.isdisjoint(kinds):
         names = ", ".join(sorted(one.name for one in facts.classes))
         return f"{contract.pipeline} wants an input of the kind {contract.input_kind}, not {names}"
     return ""

@@ -1,0 +1,1 @@
+"""The built-in chest radiograph bundle: four findings, one score each."""
