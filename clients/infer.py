@@ -194,7 +194,7 @@ def write_segmentation(prediction: Prediction, path: Path) -> None:
     """
     import tempfile  # noqa: PLC0415
 
-    from dicom_gateway.encode.segmentation import encode_segmentation  # noqa: PLC0415
+    from dicom_gateway.encode import encode_segmentation  # noqa: PLC0415
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -138,6 +138,7 @@ class Gateway:
             results=folder / "results",
             read_header=read,
             ahead=ahead,
+            objects=settings.results,
         )
         outboxes = [Outbox(entries, one, settings.dicom.scu.ae_title) for one in destinations]
         judge = Judge(settings, engine, index, queue=queue, triton=triton, read_header=read)

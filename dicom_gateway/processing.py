@@ -9,8 +9,8 @@ none of them knows the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +23,22 @@ from dicom_gateway.assemble.plan import VolumePlan, plan_images, plan_volumes
 from dicom_gateway.assemble.policy import allowance
 from dicom_gateway.assemble.resample import land
 from dicom_gateway.assemble.volume import assemble
-from dicom_gateway.config import AssemblySettings
-from dicom_gateway.encode.segmentation import encode_segmentation
+from dicom_gateway.config import AssemblySettings, ResultSettings
+from dicom_gateway.encode import encode_results
+from dicom_gateway.encode.keeping import HELD
 from dicom_gateway.errors import UnusableSeries
 from dicom_gateway.infer import TritonClient, check_room, fill, slots_of
 from dicom_gateway.jobs import JobRun
-from dicom_gateway.records import Contract, Inference, Instance, Job, Result, Series, Volume
+from dicom_gateway.records import (
+    OBJECT_KIND_OF_SOP_CLASS,
+    Contract,
+    Inference,
+    Instance,
+    Job,
+    Result,
+    Series,
+    Volume,
+)
 from dicom_gateway.store import SeriesIndex
 
 
@@ -40,6 +50,7 @@ class Processing:
         results: Folder that the results are kept in.
         read_header: Cached: the judge has asked for the same headers.
         ahead: Has decoded what came early.
+        objects: By pipeline: which objects are made of its outputs.
     """
 
     index: SeriesIndex
@@ -50,6 +61,7 @@ class Processing:
     results: Path
     read_header: Callable[[Path], Header]
     ahead: Ahead | None = None
+    objects: Mapping[str, ResultSettings] = field(default_factory=dict)
 
     def __call__(self, run: JobRun) -> list[Result]:
         """One job: a result of each output for each volume that its series holds."""
@@ -137,25 +149,24 @@ class Processing:
     def _encoded(
         self, run: JobRun, contract: Contract, volume: Volume, inference: Inference, number: int
     ) -> list[Result]:
-        made = []
-        replaced = run.replaced_results()
-        with run.stage("encoded"):
-            for output in contract.labelmaps:
-                if output.name in inference.labelmaps:
-                    # Masks of a resampled volume go back to its source frames.
-                    labels, sources = land(inference.labelmaps[output.name], volume)
-                    made.append(
-                        encode_segmentation(
-                            labels,
-                            sources,
-                            contract,
-                            output,
-                            run.job,
-                            self.results,
-                            number,
-                            replaced=replaced,
-                        )
-                    )
+        wanted = self.objects.get(contract.pipeline, ResultSettings()).objects
+        with run.stage("encoded") as stage:
+            # Masks of a resampled volume go back to its source frames.
+            landed = {name: land(mask, volume) for name, mask in inference.labelmaps.items()}
+            sources = next((found for _, found in landed.values()), volume)
+            made = encode_results(
+                replace(inference, labelmaps={name: mask for name, (mask, _) in landed.items()}),
+                sources,
+                contract,
+                run.job,
+                self.results,
+                wanted,
+                number,
+                replaced=run.replaced_results(),
+                held=self.results.parent / HELD,
+            )
+            kinds = [OBJECT_KIND_OF_SOP_CLASS[one.sop_class_uid].value for one in made]
+            stage.note = ", ".join(kinds) or "nothing: the outputs can't give what is wanted"
         return made
 
 

@@ -1,7 +1,7 @@
 """The UIDs of results: the same job always makes the same object.
 
-In: a job's id, the output and a number. Out: a UID. Pure, so a retry after a crash at any
-point re-sends an object that the PACS may already have under the very same UID.
+In: a job's id, the output, the kind of object and a number. Out: a UID. Pure, so a retry after
+a crash at any point re-sends an object that the PACS may already have under the very same UID.
 
 Source: PS3.5 B.2 (UUID derived UIDs under 2.25).
 """
@@ -10,22 +10,46 @@ from __future__ import annotations
 
 import uuid
 
+from dicom_gateway.records import Contract, ObjectKind
+
 _RESULTS = uuid.UUID("0c6b8c0c-6b0a-5a55-9a3e-4f1d1c0a7e2b")
 """Namespace of our results (RFC 9562 5.5). Changing it would re-send every old result as a
 new object."""
 
 
-def result_uid(job_id: str, output: str, index: int = 0) -> str:
-    """SOP Instance UID of the result number `index` of one output of a job."""
-    return _uid(f"instance/{job_id}/{output}/{index}")
+def result_uid(
+    job_id: str, output: str, index: int = 0, kind: ObjectKind = ObjectKind.SEGMENTATION
+) -> str:
+    """SOP Instance UID of the result number `index` that one output of a job has as `kind`."""
+    return _uid(f"instance/{job_id}/{output}/{index}{_of(kind)}")
 
 
-def result_series_uid(job_id: str, output: str, index: int = 0) -> str:
-    """Series Instance UID of the result number `index` of one output of a job.
+def result_series_uid(
+    job_id: str, output: str, index: int = 0, kind: ObjectKind = ObjectKind.SEGMENTATION
+) -> str:
+    """Series Instance UID of the result number `index` that one output has as `kind`.
 
-    One series for each: the volumes of a series may have different frames of reference.
+    One series for each: the volumes of a series may have different frames of reference, and
+    a series has one modality.
     """
-    return _uid(f"series/{job_id}/{output}/{index}" if index else f"series/{job_id}/{output}")
+    which = f"series/{job_id}/{output}/{index}" if index else f"series/{job_id}/{output}"
+    return _uid(f"{which}{_of(kind)}")
+
+
+def tracking_uid(job_id: str, output: str, index: int, number: int) -> str:
+    """What ties the measurements of one segment together (PS3.16 TID 1410: Tracking UID)."""
+    return _uid(f"tracking/{job_id}/{output}/{index}/{number}")
+
+
+def dimension_organization_uid(sop_instance_uid: str) -> str:
+    """Of the frames of one object, which nothing else is organised with."""
+    return _uid(f"dimensions/{sop_instance_uid}")
+
+
+def device_uid(contract: Contract) -> str:
+    """Of the observer: this version of a pipeline with these weights, wherever it runs."""
+    weights = contract.weights.get("sha256", "")
+    return _uid(f"device/{contract.pipeline}/{contract.version}/{weights}")
 
 
 def stand_in_frame_of_reference_uid(series_instance_uid: str) -> str:
@@ -36,6 +60,11 @@ def stand_in_frame_of_reference_uid(series_instance_uid: str) -> str:
 def stand_in_frame_uid(sop_instance_uid: str, frame_number: int) -> str:
     """For one frame of a multi-frame source, while a result is made; no result has it."""
     return _uid(f"frame/{sop_instance_uid}/{frame_number}")
+
+
+def _of(kind: ObjectKind) -> str:
+    # The first kind there was: its UIDs stay what they were.
+    return "" if kind is ObjectKind.SEGMENTATION else f"/{kind.value}"
 
 
 def _uid(name: str) -> str:

@@ -11,9 +11,8 @@ and a value may be a patient's name: highdicom never gets to see one.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +100,11 @@ _EMPTY_FOR_HIGHDICOM = (*_AS_THEY_ARE, *_WHEN_VALID)
 
 @dataclass(frozen=True, slots=True)
 class FrameReference:
-    """One frame of a multi-frame object (PS3.3 Table 10-3)."""
+    """A source frame as a result names it (PS3.3 Table 10-3).
+
+    Attributes:
+        frame_number: 0 for an instance of one frame, which has no frame numbers.
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -115,16 +118,25 @@ class Sources:
     Attributes:
         images: One per source frame, in the order of k, without any patient attribute. Those
             of a multi-frame object stand for its frames, each under a UID of its own.
-        stand_ins: Such a UID -> the true source.
         carried: Patient and study attributes, as elements ready to be put into the result.
         specific_character_set: That of the source; None for the default repertoire.
+        references: The true source frame of each of `images`.
+        placed: False for projections: their images say nowhere where they lie.
     """
 
     images: tuple[Dataset, ...]
     carried: tuple[DataElement, ...]
     specific_character_set: str | list[str] | None
     series_number: int
-    stand_ins: Mapping[str, FrameReference] = field(default_factory=dict)
+    references: tuple[FrameReference, ...] = ()
+    placed: bool = True
+
+    @property
+    def instances(self) -> tuple[tuple[str, str], ...]:
+        """(SOP Class UID, SOP Instance UID) of each source instance, once, in the order of k."""
+        return tuple(
+            dict.fromkeys((one.sop_class_uid, one.sop_instance_uid) for one in self.references)
+        )
 
 
 def read_sources(volume: Volume) -> Sources:
@@ -133,7 +145,7 @@ def read_sources(volume: Volume) -> Sources:
     Raises:
         EncodingFailed: when a source can't be read any more.
     """
-    images, stand_ins = [], {}
+    images, references = [], []
     known: dict[Path, Dataset] = {}
     try:
         first = pydicom.dcmread(volume.headers[0], stop_before_pixels=True)
@@ -144,12 +156,16 @@ def read_sources(volume: Volume) -> Sources:
                     path, stop_before_pixels=True, specific_tags=[*_GEOMETRY, "NumberOfFrames"]
                 )
             image = _image(known[path])
-            if "ImagePositionPatient" not in image or (known[path].get("NumberOfFrames") or 1) > 1:
-                true = FrameReference(
-                    str(image.SOPClassUID), slice_.sop_instance_uid, slice_.frame_number
+            several = (known[path].get("NumberOfFrames") or 1) > 1
+            references.append(
+                FrameReference(
+                    str(image.SOPClassUID),
+                    slice_.sop_instance_uid,
+                    slice_.frame_number if several else 0,
                 )
+            )
+            if several or "ImagePositionPatient" not in image:
                 _be_frame(image, slice_, volume)
-                stand_ins[str(image.SOPInstanceUID)] = true
             images.append(image)
         number = first.get("SeriesNumber")
         return Sources(
@@ -157,7 +173,8 @@ def read_sources(volume: Volume) -> Sources:
             carried=tuple(_carried(first)),
             specific_character_set=_character_set(first),
             series_number=int(number) if number is not None and 0 <= int(number) < 10**6 else 0,
-            stand_ins=stand_ins,
+            references=tuple(references),
+            placed=_is_placed(first),
         )
     except _UNREADABLE as error:
         msg = (
@@ -165,6 +182,13 @@ def read_sources(volume: Volume) -> Sources:
             "send the series again"
         )
         raise EncodingFailed(msg) from error
+
+
+def _is_placed(first: Dataset) -> bool:
+    if "ImagePositionPatient" in first:
+        return True
+    groups = first.get("PerFrameFunctionalGroupsSequence") or [Dataset()]
+    return "PlanePositionSequence" in groups[0]
 
 
 def _image(ds: Dataset) -> Dataset:

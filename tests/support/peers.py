@@ -88,6 +88,24 @@ class Storescp:
         )
         return self.received()
 
+    def wait_for_segmentations(self, count: int, *, timeout_s: float = 60.0) -> list[Path]:
+        """The SEGs received, as soon as there are `count` of them; other objects don't count."""
+        self.running.wait_until(
+            lambda: len(self.segmentations()) >= count,
+            that=f"it had received {count} SEGs",
+            timeout_s=timeout_s,
+        )
+        return self.segmentations()
+
+    def segmentations(self) -> list[Path]:
+        """The SEGs received so far, oldest first."""
+        return [
+            path
+            for path in self.received()
+            if pydicom.filereader.read_file_meta_info(path).MediaStorageSOPClassUID
+            == uid.SegmentationStorage
+        ]
+
 
 @contextmanager
 def storescp(

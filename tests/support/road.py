@@ -19,7 +19,7 @@ import yaml
 
 from dicom_gateway.database import open_database
 from dicom_gateway.jobs.desk import JobDesk
-from dicom_gateway.records import Job, JobState
+from dicom_gateway.records import OBJECT_KIND_OF_SOP_CLASS, Job, JobState, ObjectKind
 from dicom_gateway.store import SeriesIndex
 from tests.support.patience import until
 from tests.support.peers import Sent, storescu
@@ -99,10 +99,14 @@ class GatewayProcess:
         with self._desk() as desk:
             return [f"{event.stage}: {event.note}" for event in desk.events(job.job_id)]
 
-    def results(self, job: Job) -> list[str]:
-        """SOP Instance UIDs of a job's results."""
+    def results(self, job: Job, kind: ObjectKind | None = None) -> list[str]:
+        """SOP Instance UIDs of a job's results, of one kind or of all."""
         with self._desk() as desk:
-            return [result.sop_instance_uid for result in desk.results(job.job_id)]
+            return [
+                result.sop_instance_uid
+                for result in desk.results(job.job_id)
+                if kind in (None, OBJECT_KIND_OF_SOP_CLASS[result.sop_class_uid])
+            ]
 
     def ignored(self) -> dict[str, str]:
         """Series Instance UID -> why no pipeline wants it."""

@@ -79,7 +79,7 @@ def test_a_bad_series_is_a_named_failure_and_the_next_study_goes_through(
     assert [job.state for job in jobs if job.series_instance_uid not in failed] == [
         JobState.DELIVERED
     ]
-    assert len(receiving_pacs.received()) == 1
+    assert len(receiving_pacs.received()) == 2  # a SEG and an SR
     assert CANARY not in gateway.log()
     assert not any(CANARY in (job.failure_reason or "") for job in jobs)
 
@@ -118,4 +118,4 @@ def test_jobs_wait_for_triton_and_finish_when_it_is_back(
         gateway.start()
         (job,) = gateway.wait_for_jobs(1)
         assert job.state is JobState.DELIVERED
-    assert len(receiving_pacs.received()) == 1
+    assert len(receiving_pacs.received()) == 2  # a SEG and an SR

@@ -10,7 +10,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from dicom_gateway.records import JobState
+from dicom_gateway.records import JobState, ObjectKind
 from tests.support.dicom import CANARY, a_ct_series, write_series
 from tests.support.patience import until
 from tests.support.peers import Storescp, dciodvfy, storescp, storescu
@@ -59,13 +59,14 @@ def test_a_late_instance_makes_a_new_result_that_names_the_one_it_replaces(
         gateway.wait_for_jobs(1)
         assert gateway.send(files[7:]).exit_code == 0
         first, second = gateway.wait_for_jobs(2)
-        (old,), (new,) = gateway.results(first), gateway.results(second)
+        (old,), (new,) = (gateway.results(job, ObjectKind.SEGMENTATION) for job in (first, second))
+        results = {*gateway.results(first), *gateway.results(second)}
         shown = tritome(gateway, "jobs", "show", second.job_id)
 
     assert (first.state, first.superseded_by) == (JobState.DELIVERED, second.job_id)
     assert (second.state, second.superseded_by) == (JobState.DELIVERED, None)
-    received = {str(pydicom.dcmread(path).SOPInstanceUID): path for path in pacs.wait_for(2)}
-    assert set(received) == {old, new}
+    received = {str(pydicom.dcmread(path).SOPInstanceUID): path for path in pacs.wait_for(4)}
+    assert set(received) == results
     replacing = pydicom.dcmread(received[new])
     assert [one.ReferencedSOPInstanceUID for one in replacing.ReferencedImageSequence] == [old]
     assert "ReferencedImageSequence" not in pydicom.dcmread(received[old])

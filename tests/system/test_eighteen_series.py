@@ -17,7 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from dicom_gateway.records import Job, JobState
+from dicom_gateway.records import Job, JobState, ObjectKind
 from tests.support.dicom import SAGITTAL, a_ct_series, an_enhanced_series, write_series
 from tests.support.patience import until
 from tests.support.recording_triton import Recording, a_recording_pipeline, recordings
@@ -203,7 +203,7 @@ def _verdict(bench: Bench, job: Job | None) -> str:
     if job.state is JobState.FAILED:
         return f"refused: {job.failure_code}"
     volumes = recordings(bench.records, job.job_id)
-    results = bench.gateway.results(job)
+    results = bench.gateway.results(job, ObjectKind.SEGMENTATION)
     assert len(results) == len(volumes), bench.gateway.story(job)
     if len(volumes) > 1:
         return f"{len(volumes)} volumes"

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from dicom_gateway.records import JobState
+from dicom_gateway.records import JobState, ObjectKind
 from tests.support.dicom import a_ct_series, write_series
 from tests.support.recording_triton import BALL_MM, a_recording_pipeline, recordings
 from tests.support.road import GatewayProcess, a_gateway
@@ -155,7 +155,7 @@ def _sent(bench: Bench, files: Sequence[Path], called: str, threshold: float) ->
     (job,) = [one for one in jobs if one.job_id not in before]
     assert job.state is JobState.DELIVERED, job.failure_reason
     assert any("resampled" in line for line in bench.gateway.story(job))
-    (uid,) = bench.gateway.results(job)
+    (uid,) = bench.gateway.results(job, ObjectKind.SEGMENTATION)
     (volume,) = recordings(bench.records, job.job_id)
     sources = {str(ds.SOPInstanceUID): ds for ds in map(pydicom.dcmread, files)}
     steps = np.abs(volume.affine_lps[:3, :3]).sum(axis=1)

@@ -118,7 +118,7 @@ def test_a_day_beside_the_server(
     sent = up.tritome("send", chest_study.folder, "--to", f"127.0.0.1:{up.scp_port}")
     assert sent.returncode == 0, sent.stderr
     assert f"{len(chest_study.files)} of {len(chest_study.files)} instances" in sent.stdout
-    (delivered,) = receiving_pacs.wait_for(1, timeout_s=300)
+    (delivered,) = receiving_pacs.wait_for_segmentations(1, timeout_s=300)
     source = read_source(chest_study.files, chest_study.series_instance_uid)
     by_gateway = read_segmentation(delivered, source).segments
     assert all(segment.mask.any() for segment in by_gateway)

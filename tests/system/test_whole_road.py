@@ -56,14 +56,15 @@ def gateway(
 def _delivered(
     gateway: GatewayProcess, files: list[Path], dcmtk: Storescp, orthanc: Orthanc
 ) -> Path:
-    """Sends a series and gives the SEG that dcmtk received, the same that Orthanc has."""
+    """Sends a series and gives the SEG that dcmtk received; Orthanc has it and its SR too."""
     sent = gateway.send(files)
     assert sent.exit_code == 0, sent.output
     (job,) = gateway.wait_for_jobs(1)
     assert job.state is JobState.DELIVERED, (job, gateway.log())
-    (received,) = dcmtk.wait_for(1)
-    (result,) = gateway.results(job)
-    assert result in orthanc.sop_instance_uids()
+    (received,) = dcmtk.wait_for_segmentations(1)
+    results = gateway.results(job)
+    assert len(results) == len(dcmtk.received()) == 2
+    assert set(results) <= set(orthanc.sop_instance_uids())
     return received
 
 
@@ -168,7 +169,7 @@ def test_the_same_study_again_makes_no_second_job(
     """A scanner that resends what it sent gets success, and the PACS nothing twice."""
     assert gateway.send(chest_study.files).exit_code == 0
     gateway.wait_for_jobs(1)
-    receiving_pacs.wait_for(1)
+    receiving_pacs.wait_for(2)
     assert gateway.send(chest_study.files).exit_code == 0
     assert len(gateway.wait_for_jobs(1)) == 1
-    assert len(receiving_pacs.received()) == 1
+    assert len(receiving_pacs.received()) == 2  # a SEG and an SR

@@ -52,7 +52,9 @@ def a_study(folder: Path, frames: int = 8, gap_at: int | None = None) -> list[Pa
     return write_series(folder, a_ct_series(frames=frames, gap_at=gap_at))
 
 
-def test_a_study_comes_back_as_a_segmentation(triton: SmallTriton, pacs: Storescp, tmp_path: Path):
+def test_a_study_comes_back_as_a_segmentation_and_a_report(
+    triton: SmallTriton, pacs: Storescp, tmp_path: Path
+):
     """In by storescu, out to storescp; the story has its stages; nothing is left behind."""
     with (
         dev_shm_as_before(prefixes=("tritome_arena_",)),
@@ -65,9 +67,11 @@ def test_a_study_comes_back_as_a_segmentation(triton: SmallTriton, pacs: Storesc
         results = gateway.results(job)
         assert gateway.stop() == 0
 
-    expected = "received started assembled inferred encoded sent delivered"
+    expected = "received started assembled inferred encoded sent sent delivered"
     assert " ".join(stages) == expected
-    assert _uids(pacs) == results
+    assert sorted(_uids(pacs)) == sorted(results)
+    modalities = {str(pydicom.dcmread(path).Modality) for path in pacs.received()}
+    assert modalities == {"SEG", "SR"}
     assert CANARY not in gateway.log()
 
 
@@ -90,7 +94,7 @@ def test_killed_at_any_moment_every_study_is_delivered_once(
         results = {uid for job in jobs for uid in gateway.results(job)}
 
     assert [job.state for job in jobs] == [JobState.DELIVERED] * len(moments_s)
-    assert len(results) == len(moments_s)
+    assert len(results) == 2 * len(moments_s)
     # An object whose answer the kill swallowed may come twice, but as the same object.
     assert set(_uids(pacs)) == results
 

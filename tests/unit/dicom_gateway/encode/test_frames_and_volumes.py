@@ -19,8 +19,8 @@ from dicom_gateway.assemble.plan import plan_volumes
 from dicom_gateway.assemble.policy import Allowance
 from dicom_gateway.assemble.resample import land
 from dicom_gateway.assemble.volume import assemble, assemble_volume
-from dicom_gateway.encode.segmentation import encode_segmentation
-from dicom_gateway.encode.verify import verify_segmentation
+from dicom_gateway.encode import encode_segmentation
+from dicom_gateway.encode.gate import Gate, read_sources_anew
 from dicom_gateway.errors import EncodingFailed
 from dicom_gateway.records import Result, Volume
 from tests.support.dicom import a_ct_series, an_enhanced_series
@@ -105,7 +105,14 @@ def test_a_frame_that_names_another_frame_is_held_back(
     wrong.ReferencedFrameNumber = 1 if wrong.ReferencedFrameNumber != 1 else 2
     ds.save_as(result.path)
     with pytest.raises(EncodingFailed) as caught:
-        verify_segmentation(result.path, mask, volume, LUNGS)
+        gate = Gate(
+            result.path,
+            read_sources_anew(volume),
+            result.sop_instance_uid,
+            result.sop_class_uid,
+            "segmentation",
+        )
+        gate.segmentation(mask, LUNGS, binary=True)
     assert caught.value.code == "result_misplaced"
 
 

@@ -20,7 +20,7 @@ from pydicom.uid import SegmentationStorage
 from dicom_gateway.assemble.arena import Arena
 from dicom_gateway.assemble.decoders import DecoderPool
 from dicom_gateway.assemble.volume import assemble_volume
-from dicom_gateway.encode.segmentation import encode_segmentation
+from dicom_gateway.encode import encode_segmentation
 from dicom_gateway.errors import EncodingFailed, Retryable
 from dicom_gateway.records import CodedConcept, Output, Result, Segment, Series, Volume
 from tests.support.dicom import CORONAL, PATIENT_ID, PATIENT_NAME, a_ct_series

@@ -9,16 +9,27 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.uid import SegmentationStorage
 
-from dicom_gateway.encode.segmentation import encode_segmentation
-from dicom_gateway.encode.verify import verify_segmentation
+from dicom_gateway.encode import encode_segmentation, result_uid
+from dicom_gateway.encode.gate import Gate, read_sources_anew
 from dicom_gateway.errors import EncodingFailed
-from dicom_gateway.records import ArenaSpan, Slice, Volume
+from dicom_gateway.records import ArenaSpan, Output, Slice, Volume
 from tests.support.dicom import a_ct_series
 from tests.support.series import LUNGS, a_contract, a_job, a_kept_series, two_boxes
 
 FRAMES, ROWS, COLUMNS = 5, 23, 29  # odd, so that frames don't begin on bytes
+
+
+def verify_segmentation(
+    path: Path, mask: NDArray[np.uint8], volume: Volume, output: Output
+) -> None:
+    """As it is done before a SEG is announced."""
+    uid = result_uid(a_job().job_id, output.name)
+    gate = Gate(path, read_sources_anew(volume), uid, SegmentationStorage, "segmentation")
+    gate.segmentation(mask, output, binary=True)
 
 
 @pytest.fixture
