@@ -20,6 +20,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureTyped, Identityd, Invertd
 
 from ensemble_builder.errors import ParityError
+from ensemble_builder.runtime.components import is_keep_largest, keep_largest
 from ensemble_builder.runtime.inverse import in_slabs, invert_and_reduce
 from ensemble_builder.runtime.recording import NotRecorded
 from ensemble_builder.runtime.reduction import Reduction, reduction_of
@@ -76,7 +77,7 @@ def split(postprocessing: Compose, pred_key: str, channels: int) -> Split:
         The two parts; all is in the second where folding gains nothing.
     """
     plain = Split(None, postprocessing, channels, torch.float32)
-    if not _is_plain(postprocessing):
+    if not is_plain(postprocessing):
         return plain
     transforms = list(postprocessing.flatten().transforms)
     lead = 0
@@ -120,7 +121,7 @@ def run(
 
 
 def _run(transforms: Compose, data: dict[Any, Any], key: str) -> dict[Any, Any]:
-    if not _is_plain(transforms):
+    if not is_plain(transforms):
         return _dictionary(transforms(_widened(data, key)))
     waiting = list(transforms.flatten().transforms)
     while waiting:
@@ -161,7 +162,11 @@ def _fused(
                 return _inverted(first, data, key, reduction, lead + count)
         return _inverted(first, data, key, None, 1)
     pred = data.get(key)
-    if not isinstance(pred, torch.Tensor) or not pred.is_floating_point():
+    if not isinstance(pred, torch.Tensor):
+        return None
+    if is_keep_largest(first, key):
+        return _largest(first, data, pred, key)
+    if not pred.is_floating_point():
         return None
     for count in range(LONGEST_REDUCTION, 0, -1):
         reduction = reduction_of(waiting[:count], key)
@@ -171,6 +176,19 @@ def _fused(
                 labels.copy_meta_from(pred)
             return {**data, key: labels}, count
     return None
+
+
+def _largest(
+    transform: Any, data: dict[Any, Any], pred: torch.Tensor, key: str
+) -> tuple[dict[Any, Any], int] | None:
+    try:
+        labels = MetaTensor(keep_largest(transform, pred.as_subclass(torch.Tensor)))
+    except NotRecorded as reason:
+        _log.info("the largest components are found by MONAI's own code: %s", reason)
+        return None
+    if isinstance(pred, MetaTensor):
+        labels.copy_meta_from(pred)
+    return {**data, key: labels}, 1
 
 
 def _inverted(
@@ -183,7 +201,7 @@ def _inverted(
         return None
 
 
-def _is_plain(transforms: Any) -> bool:
+def is_plain(transforms: Any) -> bool:
     """True for a Compose that only runs one transform after the other."""
     return (
         type(transforms) is Compose

@@ -144,6 +144,28 @@ class Grid:
             rows.append(row[m.index.to(self.device)])
         return tuple(rows)
 
+    def coordinate_rows(self) -> tuple[torch.Tensor, ...] | None:
+        """PyTorch's normalized coordinate along each final axis; None where axes mix.
+
+        Where the affine has nothing but zeros beside its diagonal, a coordinate is a product
+        and a sum, and the zeros add nothing to it, in any order.
+        """
+        n = len(self.source)
+        theta = self.sample.theta
+        beside = theta[0, :, :n] - torch.diag(theta[0, :, :n].diagonal())
+        if bool((beside != 0).any()) or not bool(torch.isfinite(theta).all()):
+            return None
+        rows = []
+        for final, m in enumerate(self.maps):
+            base = self._base_rows[0].new_empty(len(m.index), n + 1)
+            for other, o in enumerate(self.maps):
+                row = self._base_rows[other]
+                base[:, n - 1 - o.axis] = row if other == final else row[0]
+            base[:, n] = 1
+            done = torch.bmm(base[None], theta.transpose(1, 2))[0]
+            rows.append(done[:, n - 1 - m.axis].contiguous())
+        return tuple(rows)
+
     def points(self, flat: torch.Tensor) -> torch.Tensor:
         """PyTorch's normalized coordinates of some voxels.
 

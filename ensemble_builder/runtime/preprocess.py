@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
+from ensemble_builder.runtime.forward import preprocess
 from ensemble_builder.runtime.loading import (
     extra_name,
-    input_shape,
-    loaded,
     network_input,
     root_cause,
 )
@@ -51,12 +50,11 @@ class Preprocess:
         request = sample(self._recipe.inputs)
         try:
             with torch.inference_mode():
-                self._transforms(
-                    loaded(
-                        self._recipe.inputs,
-                        lambda name, device: torch.from_numpy(request[name]).to(device),
-                        self._device,
-                    )
+                preprocess(
+                    self._transforms,
+                    self._recipe.inputs,
+                    lambda name, device: torch.from_numpy(request[name]).to(device),
+                    self._device,
                 )
         except Exception as error:  # noqa: BLE001 - a bundle may want another size; it will say so
             _log.info("the warm-up didn't go through: %s", root_cause(error))
@@ -67,10 +65,15 @@ class Preprocess:
 
     def _compute(self, request: Any) -> list[Any]:
         recipe = self._recipe
-        data = loaded(recipe.inputs, lambda name, device: read(request, name, device), self._device)
-        shape = input_shape(recipe.inputs, data)
         try:
-            done = self._transforms(data)
+            done, shape = preprocess(
+                self._transforms,
+                recipe.inputs,
+                lambda name, device: read(request, name, device),
+                self._device,
+            )
+        except InputError:
+            raise
         except Exception as error:
             raise _as_input_error(error) from error
         x = network_input(recipe.network_key, done)

@@ -53,6 +53,8 @@ def whole_numbers(plain: torch.Tensor, output: Output) -> torch.Tensor:
     Raises:
         RuntimeError: labels outside the datatype.
     """
+    if plain.dtype == _TORCH[output.datatype]:
+        return plain  # narrow labels that fit by their dtype
     if plain.is_floating_point():
         plain = plain.trunc() if output.cut else plain.round()
     largest = LARGEST_LABEL[output.datatype]

@@ -8,6 +8,8 @@ gives them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from monai.data import MetaTensor
 from monai.utils import SpaceKeys
@@ -49,6 +51,38 @@ def monai_image(
     Raises:
         InputError: shapes that don't fit together, or an affine that isn't one.
     """
+    _, meta = image_meta(stored, rescale, affine_lps, layout, names)
+    values = _rescaled(stored.reshape(-1, *stored.shape[-2:]), rescale.reshape(-1, 2))
+    values = values.reshape(stored.shape)
+    if layout == "channels":
+        values = values.permute(0, 3, 2, 1)
+    else:
+        values = values.permute(*reversed(range(values.ndim)))
+    return MetaTensor(values, meta=meta)
+
+
+def image_meta(
+    stored: torch.Tensor,
+    rescale: torch.Tensor,
+    affine_lps: torch.Tensor,
+    layout: Layout = "volume",
+    names: tuple[str, str, str] = ("IMAGE", "RESCALE", "AFFINE"),
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """What `monai_image` would give, without its voxels.
+
+    Args:
+        stored: As there, and all others.
+        rescale: Of each slice.
+        affine_lps: float64 [4, 4].
+        layout: Which axes `stored` has.
+        names: Of the three tensors, for the sentences.
+
+    Returns:
+        The image's shape and its metadata.
+
+    Raises:
+        InputError: shapes that don't fit together, or an affine that isn't one.
+    """
     axes = {"volume": "[K, J, I]", "channels": "[C, K, J, I]", "gray": "[J, I]"}[layout]
     if stored.ndim != axes.count(",") + 1 or 0 in stored.shape:
         msg = f"{names[0]} must be {axes} without empty axes, not {list(stored.shape)}"
@@ -58,21 +92,16 @@ def monai_image(
         msg = f"{names[1]} must be finite and {[*slices, 2]} for this {names[0]}"
         raise InputError(msg)
     _check_affine(affine_lps, names[2])
-    values = _rescaled(stored.reshape(-1, *stored.shape[-2:]), rescale.reshape(-1, 2))
-    values = values.reshape(stored.shape)
-    if layout == "channels":
-        values = values.permute(0, 3, 2, 1)
-    else:
-        values = values.permute(*reversed(range(values.ndim)))
     channels_first = layout == "channels"
+    spatial = tuple(int(n) for n in reversed(stored.shape[1 if channels_first else 0 :]))
     meta = {
         "affine": LPS_TO_RAS @ affine_lps,
         "space": SpaceKeys.RAS,
         # MONAI's word for "no channel axis" is not a number.
         "original_channel_dim": 0 if channels_first else float("nan"),
-        "spatial_shape": tuple(values.shape[1:] if channels_first else values.shape),
+        "spatial_shape": spatial,
     }
-    return MetaTensor(values, meta=meta)
+    return ((int(stored.shape[0]), *spatial) if channels_first else spatial), meta
 
 
 def photograph(pixels: torch.Tensor, name: str = "IMAGE") -> MetaTensor:
@@ -107,10 +136,15 @@ def _check_affine(affine_lps: torch.Tensor, name: str) -> None:
         raise InputError(msg)
 
 
+def is_exact_in_float32(rescale: torch.Tensor) -> bool:
+    """True where any stored value, rescaled, is a whole number below 2**24."""
+    whole = bool((rescale == rescale.round()).all())
+    return whole and float(rescale.abs().max()) * 32768 < 2**23
+
+
 def _rescaled(stored: torch.Tensor, rescale: torch.Tensor) -> torch.Tensor:
     """Modality values in float32: float64 arithmetic, rounded once (PS3.3 C.11.1)."""
-    whole = bool((rescale == rescale.round()).all())
-    if whole and float(rescale.abs().max()) * 32768 < 2**23:
+    if is_exact_in_float32(rescale):
         # Integers below 2**24 are exact in float32: the same result in half the memory.
         factors = rescale.to(stored.device, torch.float32)
         values = stored.to(torch.float32)

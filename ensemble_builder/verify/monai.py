@@ -58,7 +58,7 @@ def monai_stages(source: Source, request: Request) -> Stages:
     """
     recipe = source.recipe
     bundle = recipe.open(source.folder, torch.device("cpu"))
-    data = {one.key: _image(one, request) for one in recipe.inputs}
+    data = {one.key: stored_as_read(one, request) for one in recipe.inputs}
     with torch.no_grad():
         data = cast(dict[str, Any], bundle.preprocessing()(data))
         network = network_with_weights(bundle, recipe.network_id, recipe.weights, source.folder)
@@ -77,11 +77,11 @@ def monai_stages(source: Source, request: Request) -> Stages:
         x=np.array(_plain(x), dtype=np.float32),
         x_affine=np.array(x.affine, dtype=np.float64) if isinstance(x, MetaTensor) else None,
         y=kept,
-        outputs={one.tensor: _stated(_plain(done[one.key]), one) for one in recipe.outputs},
+        outputs={one.tensor: stated(_plain(done[one.key]), one) for one in recipe.outputs},
     )
 
 
-def _image(one: Input, request: Request) -> Any:
+def stored_as_read(one: Input, request: Request) -> Any:
     """What a reader would have given for one input."""
     stored = request[one.tensor]
     if one.layout == "points":
@@ -115,7 +115,7 @@ def _plain(value: Any) -> NDArray[Any]:
     return np.asarray(tensor.cpu())
 
 
-def _stated(value: NDArray[Any], output: Output) -> NDArray[Any]:
+def stated(value: NDArray[Any], output: Output) -> NDArray[Any]:
     """A result in the contract's axes and datatype."""
     if output.kind == "scores":
         return value.astype(np.float32).reshape(-1)

@@ -1,0 +1,352 @@
+"""A bundle's preprocessing with the resampling of the image done from its stored integers.
+
+In: the preprocessing and a request's tensors. Out: the dictionary that the transforms give.
+The transforms up to the last spatial one (in most bundles: channel first, orientation,
+spacing) run on a stand-in, which records what they would do with the voxels; then the
+resampling is computed in slabs by PyTorch's own kernel, from rows of the image that are
+rescaled, turned and converted just before they are read and let go of right after. So neither
+a float image of the full size nor a grid of coordinates is ever there. What isn't recognised
+runs plainly, as does everything on a GPU, whose memory is not the CPU's. With
+TRITOME_CHECK_FUSION=1 in the environment both are done and compared. Nothing survives the call.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    Flipd,
+    Identityd,
+    Orientationd,
+    Spacingd,
+)
+
+from ensemble_builder.errors import ParityError
+from ensemble_builder.runtime.axes import AxisMap, axis_maps
+from ensemble_builder.runtime.fusion import CHECK, is_plain
+from ensemble_builder.runtime.grid import Grid
+from ensemble_builder.runtime.inputs import Input
+from ensemble_builder.runtime.loading import Reader, input_shape, loaded
+from ensemble_builder.runtime.recording import Cast, NotRecorded, Sample, Step, record
+from ensemble_builder.runtime.steps import Loaded
+from ensemble_builder.runtime.volumes import image_meta, is_exact_in_float32
+
+SLAB_POINTS = 1_000_000
+"""Points of the output that are computed at once (about 40 bytes each)."""
+
+_LEADING = (Loaded, EnsureChannelFirstd, Identityd)
+_SPATIAL = (Orientationd, Spacingd, Flipd)
+_CPU = torch.device("cpu")
+_log = logging.getLogger(__name__)
+
+
+def preprocess(
+    transforms: Compose,
+    inputs: Sequence[Input],
+    tensor: Reader,
+    device: torch.device,
+    *,
+    check: bool | None = None,
+) -> tuple[dict[Any, Any], tuple[int, ...]]:
+    """The preprocessing's result.
+
+    Args:
+        transforms: The bundle's.
+        inputs: What the request brings.
+        tensor: Gives the request's tensors.
+        device: Where images go.
+        check: Also runs the transforms plainly and compares; None asks the environment.
+
+    Returns:
+        MONAI's dictionary, and the first image's spatial shape in MONAI's order.
+
+    Raises:
+        InputError: a tensor is missing or has the wrong shape.
+        ParityError: with `check`, where the two ways differ.
+    """
+    if check is None:
+        check = os.environ.get(CHECK) == "1"
+    try:
+        done, shape = _from_stored(transforms, inputs, tensor, device)
+    except NotRecorded as reason:
+        _log.debug("the preprocessing runs as MONAI's own code: %s", reason)
+        data = loaded(inputs, tensor, device)
+        return transforms(data), input_shape(inputs, data)
+    if check:
+        _compare(transforms(loaded(inputs, tensor, device)), done)
+    return done, shape
+
+
+def _from_stored(
+    transforms: Compose, inputs: Sequence[Input], tensor: Reader, device: torch.device
+) -> tuple[dict[Any, Any], tuple[int, ...]]:
+    one = inputs[0]
+    stored_layout = len(inputs) == 1 and one.layout in ("volume", "channels")
+    if device.type != "cpu" or not stored_layout or not is_plain(transforms):
+        msg = "not one volume on the CPU"
+        raise NotRecorded(msg)
+    names = (one.tensor, one.rescale, one.affine)
+    stored, rescale, affine = (tensor(name, _CPU) for name in names)
+    shape, meta = image_meta(stored, rescale, affine, one.layout, names)
+    waiting = list(transforms.flatten().transforms)
+    # A number of memory for the whole image: nothing may look at the voxels here.
+    image = MetaTensor(torch.zeros(()).expand(shape), meta=meta)
+    data: dict[Any, Any] = {one.key: image}
+    while waiting and type(waiting[0]) in _LEADING:
+        data = waiting.pop(0)(data)
+    spatial = []
+    while waiting and type(waiting[0]) in _SPATIAL and tuple(waiting[0].keys) == (one.key,):
+        spatial.append(waiting.pop(0))
+    image = data[one.key]
+    if list(data) != [one.key] or image.dtype != torch.float32 or image.ndim != 4:
+        msg = "another beginning than reading, orientation and spacing"
+        raise NotRecorded(msg)
+    steps, result = _recorded(spatial, one.key, image)
+    source = _Stored(_channels_first(stored), rescale.reshape(-1, stored.shape[-3], 2))
+    values = _resampled(source, steps)
+    if values.shape != result.shape:
+        msg = "steps that don't lead to the recorded shape"
+        raise NotRecorded(msg)
+    data = {one.key: MetaTensor(values).copy_meta_from(result)}
+    for transform in waiting:
+        data = transform(data)
+    return data, tuple(shape[-3:])
+
+
+def _channels_first(stored: torch.Tensor) -> torch.Tensor:
+    return stored if stored.ndim == 4 else stored[None]
+
+
+def _recorded(
+    spatial: Sequence[Any], key: str, image: MetaTensor
+) -> tuple[tuple[Step, ...], MetaTensor]:
+    def compute(stand_in: torch.Tensor) -> Any:
+        data = {key: MetaTensor(stand_in).copy_meta_from(image)}
+        for transform in spatial:
+            data = transform(data)
+        return data[key]
+
+    if not spatial:
+        msg = "no orientation and no spacing"
+        raise NotRecorded(msg)
+    like = torch.empty(0, dtype=torch.float32)
+    steps, result = record(compute, tuple(image.shape), like)
+    if not isinstance(result, MetaTensor) or result.pending_operations:
+        msg = "a lazy resampling"
+        raise NotRecorded(msg)
+    return steps, result
+
+
+def _resampled(source: _Stored, steps: Sequence[Step]) -> torch.Tensor:
+    """float32 [C, *spatial], contiguous."""
+    places = [n for n, step in enumerate(steps) if isinstance(step, Sample)]
+    if len(places) != 1:
+        msg = "no resampling, or more than one"
+        raise NotRecorded(msg)
+    sample = steps[places[0]]
+    assert isinstance(sample, Sample)
+    before = [s for s in steps[: places[0]] if s != Cast(sample.theta.dtype)]
+    after = [s for s in steps[places[0] + 1 :] if s != Cast(torch.float32)]
+    if any(isinstance(s, Cast) for s in (*before, *after)):
+        msg = "a change of dtype that is not the resampling's own"
+        raise NotRecorded(msg)
+    turned, padding_before = axis_maps(source.size_ijk, before)
+    maps, padding = axis_maps(sample.size, after)
+    if padding is not None or padding_before is not None:
+        msg = "padding"
+        raise NotRecorded(msg)
+    grid = Grid(sample, tuple(m.length for m in turned), tuple(maps), _CPU)
+    rows = _Rows(source, turned, [m.axis for m in reversed(maps)], sample.theta.dtype)
+    result = torch.empty(source.channels, *(len(m.index) for m in maps))
+    points = _Points(grid)
+    depth, plane = len(maps[-1].index), points.plane
+    step = max(2, SLAB_POINTS // plane // 2 * 2)  # even, for two threads or more to share
+    for first in range(0, depth, step):
+        last = min(first + step, depth)
+        rows.hold(*_rows_read(grid, first, last))
+        values = grid.interpolate(rows.image, points.part(first, last))
+        values = values.view(source.channels, last - first, *points.plane_shape)
+        result[..., first:last].copy_(values.permute(0, 3, 2, 1))
+    return result
+
+
+def _rows_read(grid: Grid, first: int, last: int) -> tuple[int, int]:
+    """Rows of the source's outermost axis that some planes of the result are made of."""
+    axis = grid.maps[-1].axis
+    size = grid.source[axis]
+    if grid.axes is None or grid.sample.padding_mode == "reflection":
+        return 0, size
+    cells = grid.axes[-1].part(first, last)
+    # One more on either side: which one is nearest, or lower, rounding may decide.
+    low = min(int(cells.low.min()), int(cells.high.min())) - 1
+    high = max(int(cells.low.max()), int(cells.high.max())) + 2
+    return max(low, 0), min(high, size)
+
+
+class _Points:
+    """PyTorch's normalized coordinates of whole planes, outermost axis last."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self.plane_shape = tuple(len(m.index) for m in reversed(grid.maps[:-1]))
+        self.plane = int(np.prod(self.plane_shape))
+        self._rows = grid.coordinate_rows()
+        self._kept: torch.Tensor | None = None
+
+    def part(self, first: int, last: int) -> torch.Tensor:
+        """[M, 3] of the planes `first:last`; valid until the next call."""
+        if self._rows is None:
+            return self._grid.box(first, last)
+        n = len(self._rows)
+        if self._kept is None:
+            self._kept = self._rows[0].new_empty(last - first, *self.plane_shape, n)
+            for final in range(n - 1):
+                self._write(self._kept, final, self._rows[final])
+        kept = self._kept[: last - first]
+        self._write(kept, n - 1, self._rows[n - 1][first:last])
+        return kept.view(-1, n)
+
+    def _write(self, kept: torch.Tensor, final: int, row: torch.Tensor) -> None:
+        n = kept.shape[-1]
+        place = [-1 if d == n - 1 - final else 1 for d in range(n)]
+        kept[..., n - 1 - self._grid.maps[final].axis] = row.view(place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """An image as the request brings it.
+
+    Attributes:
+        values: int16 [C, K, J, I].
+        rescale: float64 [C, K, 2].
+    """
+
+    values: torch.Tensor
+    rescale: torch.Tensor
+
+    @property
+    def channels(self) -> int:
+        return int(self.values.shape[0])
+
+    @property
+    def size_ijk(self) -> tuple[int, ...]:
+        return tuple(int(n) for n in reversed(self.values.shape[1:]))
+
+
+class _Rows:
+    """The image turned, rescaled and converted, of which only some rows are there.
+
+    It has its full size of addresses, so that PyTorch's coordinates mean what they mean for
+    the whole image; the kernel gives memory to what is written, and takes it back from what
+    isn't needed any more.
+    """
+
+    def __init__(
+        self,
+        source: _Stored,
+        turned: Sequence[AxisMap],
+        order: Sequence[int],
+        dtype: torch.dtype,
+    ) -> None:
+        """Reserves addresses.
+
+        Args:
+            source: The image.
+            turned: Where each axis of the image that is resampled comes from.
+            order: Those axes in the order of the memory, the one of the slabs first.
+            dtype: Of the resampling.
+        """
+        dims = [3 - turned[a].axis for a in order]
+        values = source.values.numpy().transpose(0, *dims)
+        slices = (slice(None), *(_slice(turned[a].index) for a in order))
+        self._values = values[slices]
+        factors = source.rescale.numpy()[:, :, None, None]
+        factors = np.moveaxis(factors, 1, 1 + dims.index(1))
+        along = [slice(None) if d == 1 else slice(0, 1) for d in dims]
+        turn = tuple(s if a == slice(None) else a for s, a in zip(slices[1:], along, strict=True))
+        self._slope, self._intercept = (factors[..., n][(slice(None), *turn)] for n in (0, 1))
+        self._exact = is_exact_in_float32(source.rescale)
+        shape = self._values.shape
+        item = dtype.itemsize
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        self._memory = mmap.mmap(-1, int(np.prod(shape)) * item, flags=private)
+        self._floats = np.frombuffer(
+            self._memory, dtype=np.float64 if item == 8 else np.float32
+        ).reshape(shape)
+        self._row_bytes = int(np.prod(shape[2:])) * item
+        self._held = (0, 0)
+        back = [0] * len(order)
+        for place, axis in enumerate(order):
+            back[axis] = place + 1
+        self.image = torch.from_numpy(self._floats).permute(0, *back)
+
+    def hold(self, first: int, last: int) -> None:
+        """Fills the rows `first:last` and lets the others go."""
+        low, high = self._held
+        if not low < high or last <= low or high <= first:
+            self._release(low, high)
+            self._fill(first, last)
+        else:
+            self._fill(first, min(low, last))
+            self._fill(max(high, first), last)
+            self._release(low, min(first, high))
+            self._release(max(last, low), high)
+        self._held = (first, last)
+
+    def _fill(self, first: int, last: int) -> None:
+        if last <= first:
+            return
+        part = slice(first, last)
+        values, into = self._values[:, part], self._floats[:, part]
+        slope, intercept = (
+            f[:, part] if f.shape[1] > 1 else f for f in (self._slope, self._intercept)
+        )
+        if not self._exact:
+            # Rounded to float32 once, as a reader's image is, whatever the resampling uses.
+            np.copyto(into, (values * slope + intercept).astype(np.float32))
+            return
+        np.copyto(into, values)
+        if (slope != 1).any():
+            np.multiply(into, slope.astype(into.dtype), out=into)
+        if (intercept != 0).any():
+            np.add(into, intercept.astype(into.dtype), out=into)
+
+    def _release(self, first: int, last: int) -> None:
+        page = mmap.PAGESIZE
+        for channel in range(len(self._floats)):
+            start = channel * self._floats[0].nbytes + first * self._row_bytes
+            end = start + (last - first) * self._row_bytes
+            start, end = -(-start // page) * page, end // page * page
+            if start < end:
+                self._memory.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+
+def _slice(index: torch.Tensor) -> slice:
+    """Positions that go up or down one by one, as a slice."""
+    first, last = int(index[0]), int(index[-1])
+    if last >= first:
+        return slice(first, last + 1)
+    return slice(first, last - 1 if last else None, -1)
+
+
+def _compare(plain: Any, done: dict[Any, Any]) -> None:
+    for key, expected in plain.items():
+        if not isinstance(expected, torch.Tensor):
+            continue
+        different = int((torch.as_tensor(expected) != torch.as_tensor(done[key])).sum())
+        if different:
+            msg = (
+                f"preprocessing in slabs: {different} of {expected.numel()} voxels differ from "
+                "MONAI's own transforms; please report this bundle"
+            )
+            raise ParityError(msg)
