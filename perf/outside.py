@@ -237,7 +237,7 @@ class _OneSide:
         cpu_s = time.process_time() - cpu_s - self._network.cpu_s
         peak = _status_bytes("VmHWM") - before
         stages_s["stitch"] -= self._network.seconds
-        digest = hashlib.sha256(np.ascontiguousarray(labels)).hexdigest()
+        digest = hashlib.sha256(np.ascontiguousarray(labels).data).hexdigest()
         return Pass(stages_s, cpu_s, self._network.seconds, peak, digest)
 
     def _compute_ours(self, request: dict[str, Any]) -> tuple[dict[str, float], Any]:

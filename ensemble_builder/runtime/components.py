@@ -125,7 +125,9 @@ class _Runs:
         """The places of some of the runs' voxels."""
         first, length = self.first[begin:end], self.length[begin:end]
         ends = np.cumsum(length)
-        return np.arange(ends[-1]) + np.repeat(first - (ends - length), length)
+        places: NDArray[np.int64] = np.arange(ends[-1])
+        places += np.repeat(first - (ends - length), length)
+        return places
 
     def _components(self, hops: int) -> NDArray[np.int32]:
         """Number of each run's component."""
@@ -171,7 +173,8 @@ def _as_rows(channel: torch.Tensor) -> NDArray[Any]:
     Raises:
         NotRecorded: the memory has gaps.
     """
-    order = sorted(range(channel.ndim), key=lambda axis: -channel.stride(axis))
+    strides = channel.stride()
+    order = sorted(range(channel.ndim), key=lambda axis: -int(strides[axis]))
     straight = channel.as_subclass(torch.Tensor).detach().permute(order)
     if not straight.is_contiguous():
         msg = "components of a part of another tensor"

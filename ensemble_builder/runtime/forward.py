@@ -200,7 +200,7 @@ class _Points:
         self._grid = grid
         self.plane_shape = tuple(len(m.index) for m in reversed(grid.maps[:-1]))
         self.plane = int(np.prod(self.plane_shape))
-        self._rows = grid.coordinate_rows()
+        self._rows = grid.coordinate_rows
         self._kept: torch.Tensor | None = None
 
     def part(self, first: int, last: int) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 `split` finds the leading transforms that can already run in the inferer step, so that narrow
 labels cross to the next model instead of channels of FP32. `run` runs the rest: an `Invertd`
-and what makes labels of its result as one step (`inverse.py`), everything else as MONAI does.
+and what makes labels of its result as one step (`inverse.py`), largest components by their runs
+(`components.py`), everything else as MONAI does.
 Nothing is ever reordered, and what isn't recognised runs plainly. With TRITOME_CHECK_FUSION=1
 in the environment, `run` does both and compares.
 """

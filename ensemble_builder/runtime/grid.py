@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from ensemble_builder.runtime.axes import AxisMap
@@ -144,6 +145,7 @@ class Grid:
             rows.append(row[m.index.to(self.device)])
         return tuple(rows)
 
+    @cached_property
     def coordinate_rows(self) -> tuple[torch.Tensor, ...] | None:
         """PyTorch's normalized coordinate along each final axis; None where axes mix.
 
@@ -176,6 +178,9 @@ class Grid:
             [M, n], as affine_grid computes them for the whole: each row by itself.
         """
         n = len(self.source)
+        straight = self.coordinate_rows
+        if straight is not None and self.device.type == "cpu":
+            return self._straight_points(flat, straight)
         base = self._base_rows[0].new_empty(n + 1, len(flat))
         rest = flat
         for final, m in enumerate(self.maps):
@@ -185,6 +190,17 @@ class Grid:
             rest = ahead
         base[n] = 1
         return torch.bmm(base.t()[None], self.sample.theta.transpose(1, 2))[0]
+
+    def _straight_points(self, flat: torch.Tensor, rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        n = len(rows)
+        found = np.empty((len(flat), n), dtype=rows[0].numpy().dtype)
+        rest = flat.numpy()  # whose division is several times faster than PyTorch's
+        for final, m in enumerate(self.maps[:-1]):
+            ahead = rest // len(m.index)
+            found[:, n - 1 - m.axis] = rows[final].numpy()[rest - ahead * len(m.index)]
+            rest = ahead
+        found[:, n - 1 - self.maps[-1].axis] = rows[-1].numpy()[rest]
+        return torch.from_numpy(found)
 
     def box(self, first: int, last: int) -> torch.Tensor:
         """The same for whole planes `first:last` of the final grid's memory."""

@@ -25,6 +25,10 @@ STUB_TIMEOUT_S = 120
 
 EXIT_TIMEOUT_S = 20
 """A server that once lost a stub never finds it unloaded and would wait for ever."""
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""A stub's idle threads sleep: spinning, as OpenMP has them by default, they would take the
+cores from the stub of the step that runs. The environment may say otherwise."""
+
 _SHM = Path("/dev/shm")  # noqa: S108 - where the python backend keeps its regions
 
 
@@ -95,7 +99,7 @@ class ServerProcess:
             command = [*self.command(found, repository, ports), *flags]
             self._process = subprocess.Popen(
                 command,
-                env=os.environ | found.environment,
+                env=THREADS | os.environ | found.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT if log is not None else None,
