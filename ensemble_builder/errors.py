@@ -79,6 +79,12 @@ class ServerFailed(BuilderError):
     code = "server_failed"
 
 
+class PortTaken(ServerFailed):
+    """Somebody else listens where tritonserver was to listen."""
+
+    code = "port_taken"
+
+
 class ParityError(BuilderError):
     """What is served differs from what MONAI computes in one process."""
 

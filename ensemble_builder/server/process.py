@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ensemble_builder.errors import ServerFailed, ServerNotFound
+from ensemble_builder.errors import PortTaken, ServerNotFound
 from ensemble_builder.server import guard as guard_script
 from ensemble_builder.server.find import FoundServer
 
@@ -63,7 +63,7 @@ class Ports:
         """Looks whether the ports can be had.
 
         Raises:
-            ServerFailed: one is in use, perhaps by another Triton.
+            PortTaken: one is in use, perhaps by another Triton.
         """
         for service in ("http", "grpc", "metrics"):
             port = getattr(self, service)
@@ -77,7 +77,7 @@ class Ports:
                         f"port {port} is in use or not allowed ({error.strerror}): end what "
                         f"listens there (another Triton?) or choose another --{service}-port"
                     )
-                    raise ServerFailed(msg) from error
+                    raise PortTaken(msg) from error
 
 
 class ServerProcess:

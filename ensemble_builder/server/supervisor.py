@@ -13,12 +13,18 @@ from typing import IO
 import psutil
 from tritonclient.utils import InferenceServerException
 
-from ensemble_builder.errors import ServerFailed
+from ensemble_builder.errors import PortTaken, ServerFailed
 from ensemble_builder.server.find import find_tritonserver
 from ensemble_builder.server.heartbeat import Heart
 from ensemble_builder.server.process import Ports, ServerProcess
 
-START_TIMEOUT_S = 240.0
+FIRST_BEAT_TIMEOUT_S = 600.0
+"""A first inference warms the network up, which on a busy machine takes its time."""
+IDLE_START_TIMEOUT_S = 120.0
+"""A server that gets ready computes: it imports, converts and compares. One that uses no
+processor for so long hangs; how long a large network takes is nobody's fault."""
+LAUNCHES = 3
+"""A port that was free when it was chosen may be somebody else's when the server binds it."""
 BEAT_EVERY_S = 5.0
 BEAT_TIMEOUT_S = 120.0
 LARGEST_BEAT_SHARE = 0.1
@@ -70,7 +76,8 @@ class TritonServer:
         """
         self._found = find_tritonserver()
         self._repository = model_repository
-        self._ports = Ports.choose(http_port, grpc_port, metrics_port, host)
+        self._asked_ports = (http_port, grpc_port, metrics_port)
+        self._ports = Ports.choose(*self._asked_ports, host)
         self._log_path = log
         self._log_file: IO[bytes] | None = None
         self._watch = watch
@@ -140,7 +147,7 @@ class TritonServer:
         if self._log_path is not None:
             self._log_file = self._log_path.open("ab")
         try:
-            self._launch()
+            self._launch_somewhere()
         except BaseException:
             self._stop_process()
             raise
@@ -165,6 +172,20 @@ class TritonServer:
         while not self._ended.wait(1.0):
             pass
 
+    def _launch_somewhere(self) -> None:
+        """Launches on other ports where those that we have chosen were taken meanwhile."""
+        for tries_left in reversed(range(LAUNCHES)):
+            try:
+                self._launch()
+            except PortTaken:
+                chosen = Ports.choose(*self._asked_ports, self._ports.host)
+                if not tries_left or chosen == self._ports:
+                    raise
+                self._stop_process()
+                self._ports = chosen
+            else:
+                return
+
     def _launch(self) -> None:
         self._ports.require_free()
         process = ServerProcess(
@@ -174,23 +195,23 @@ class TritonServer:
         server_id = process.server_id if "--id" in self._found.flags else ""
         heart = self._heart = Heart(self.grpc_url, server_id)
         self._failed_beats = 0
-        deadline = time.monotonic() + START_TIMEOUT_S
+        computed_s, since = self._cpu_s(), time.monotonic()
         while not heart.ready():
             status = process.ended()
             if status is not None:
-                msg = f"tritonserver ended with status {status} at start{self._last_words()}"
-                raise ServerFailed(msg)
-            if time.monotonic() > deadline:
-                msg = f"tritonserver isn't ready after {START_TIMEOUT_S:.0f} s{self._last_words()}"
-                raise ServerFailed(msg)
+                raise self._failure(f"ended with status {status} at start")
+            now_s, now = self._cpu_s(), time.monotonic()
+            if now_s - computed_s > BUSY_CPU_SHARE * (now - since):
+                computed_s, since = now_s, now
+            elif now - since > IDLE_START_TIMEOUT_S:
+                raise self._failure(f"isn't ready and has done nothing for {now - since:.0f} s")
             if self._ended.wait(0.2):
                 return
-        beat = heart.beat(START_TIMEOUT_S)
+        beat = heart.beat(FIRST_BEAT_TIMEOUT_S)
         if self._ended.is_set():
             return
         if beat.failure is not None:
-            msg = f"tritonserver started, but doesn't compute: {beat.failure}{self._last_words()}"
-            raise ServerFailed(msg)
+            raise self._failure(f"started, but doesn't compute: {beat.failure}")
         _log.info("tritonserver serves %s", ", ".join(beat.pipelines) or "no pipeline")
 
     def _watch_loop(self) -> None:
@@ -276,6 +297,11 @@ class TritonServer:
                     times = process.cpu_times()
                     total += times.user + times.system
         return total
+
+    def _failure(self, how: str) -> ServerFailed:
+        words = self._last_words()
+        kind = PortTaken if "already in use" in words else ServerFailed
+        return kind(f"tritonserver {how}{words}")
 
     def _last_words(self) -> str:
         if self._log_path is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from ensemble_builder.build import build
 from ensemble_builder.bundle import Options
-from ensemble_builder.errors import ParityError, ServerFailed, ServerNotFound
+from ensemble_builder.errors import ParityError, PortTaken, ServerFailed, ServerNotFound
 from ensemble_builder.server import TritonServer, find_tritonserver
 from ensemble_builder.server.heartbeat import Heart
 from ensemble_builder.verify import compare, reference, served
@@ -224,3 +225,17 @@ def test_a_server_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TRITOME_TRITONSERVER", "/bin/true")
     with pytest.raises(ServerNotFound, match="/bin/true is no working tritonserver"):
         find_tritonserver()
+
+
+def test_a_port_that_was_taken_meanwhile_is_given_up(repository: Path, tmp_path: Path) -> None:
+    """Chosen by us, it is chosen again; asked for by a person, it is named."""
+    server = TritonServer(repository, log=tmp_path / "triton.log", watch=False)
+    taken = int(server.metrics_url.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", taken)), server:
+        assert int(server.metrics_url.rpartition(":")[2]) != taken
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            assert client.is_model_ready("small")
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        with pytest.raises(PortTaken, match=f"port {port} is in use"):
+            TritonServer(repository, grpc_port=port, watch=False).start()
