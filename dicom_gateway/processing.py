@@ -22,7 +22,7 @@ from dicom_gateway.assemble.headers import Header
 from dicom_gateway.assemble.plan import VolumePlan, plan_images, plan_volumes
 from dicom_gateway.assemble.policy import allowance
 from dicom_gateway.assemble.resample import land
-from dicom_gateway.assemble.volume import assemble
+from dicom_gateway.assemble.volume import assemble, source_pixels
 from dicom_gateway.config import AssemblySettings, ResultSettings
 from dicom_gateway.encode import encode_results
 from dicom_gateway.encode.keeping import HELD
@@ -75,7 +75,7 @@ class Processing:
         for number, plans in enumerate(self._plans(contract, brought, job)):
             volumes = self._assembled(run, contract, brought, plans)
             inference = self._inferred(run, contract, volumes)
-            made += self._encoded(run, contract, volumes[0], inference, number)
+            made += self._encoded(run, contract, plans[0], volumes[0], inference, number)
         return made
 
     def _plans(
@@ -146,8 +146,14 @@ class Processing:
             stage.note = f"{several}{shape}: {in_bytes} bytes in, {out_bytes} bytes out"
         return inference
 
-    def _encoded(
-        self, run: JobRun, contract: Contract, volume: Volume, inference: Inference, number: int
+    def _encoded(  # noqa: PLR0917 - what was found, and all that it was found in
+        self,
+        run: JobRun,
+        contract: Contract,
+        plan: VolumePlan,
+        volume: Volume,
+        inference: Inference,
+        number: int,
     ) -> list[Result]:
         wanted = self.objects.get(contract.pipeline, ResultSettings()).objects
         with run.stage("encoded") as stage:
@@ -164,6 +170,7 @@ class Processing:
                 number,
                 replaced=run.replaced_results(),
                 held=self.results.parent / HELD,
+                pixels=partial(source_pixels, plan, arena=self.arena, decoders=self.decoders),
             )
             kinds = [OBJECT_KIND_OF_SOP_CLASS[one.sop_class_uid].value for one in made]
             stage.note = ", ".join(kinds) or "nothing: the outputs can't give what is wanted"

@@ -9,7 +9,8 @@ All or nothing: whatever goes wrong, the span goes back and no half-written volu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,40 @@ def assemble(
         resampling=None if plan.grid is None else plan.grid.resampling,
         notes=plan.notes,
     )
+
+
+def source_pixels(
+    plan: VolumePlan, frames: Sequence[int], arena: Arena, decoders: DecoderPool
+) -> NDArray[np.float32]:
+    """Decodes some source frames of a planned volume again, to be looked at.
+
+    Args:
+        plan: Of the volume.
+        frames: Which of `plan.frames`.
+        arena: Where they lie for a moment.
+        decoders: Who puts them there.
+
+    Returns:
+        float32 [n, J, I], rescaled; what is to be shown dark is small.
+
+    Raises:
+        BrokenPixelData, UnusableSeries, ArenaFull, VolumeTooLarge: as `assemble` does.
+    """
+    rescale = _rescale(plan)
+    part = replace(
+        plan,
+        frames=tuple(plan.frames[s] for s in frames),
+        tasks=tuple(plan.tasks[s] for s in frames),
+        grid=None,
+    )
+    span = _decode(part, arena, decoders, None)
+    try:
+        stored = arena.view(span, _dtype(part), part.shape_kji)
+        slopes = rescale[list(frames)]
+        shown = stored * slopes[:, 0, None, None] + slopes[:, 1, None, None]
+        return np.asarray(shown, dtype=np.float32)
+    finally:
+        arena.free(span)
 
 
 def _position(position_lps_mm: tuple[float, ...] | None) -> tuple[float, float, float]:

@@ -18,12 +18,26 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ComprehensiveSRStorage, SegmentationStorage
+from pydicom.uid import (
+    UID,
+    ComprehensiveSRStorage,
+    RTStructureSetStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 
 from dicom_gateway.encode import gate
 from dicom_gateway.encode.identity import result_series_uid, result_uid
 from dicom_gateway.encode.keeping import keep
 from dicom_gateway.encode.origin import Origin
+from dicom_gateway.encode.rtstruct import make_structure_set
+from dicom_gateway.encode.secondary_capture import (
+    OPACITY,
+    Pixels,
+    display_colours,
+    make_overlay,
+    make_score_picture,
+)
 from dicom_gateway.encode.segmentation import Mask, make_segmentation
 from dicom_gateway.encode.sources import read_sources
 from dicom_gateway.encode.structured_report import (
@@ -50,6 +64,8 @@ SOP_CLASSES = {
     ObjectKind.SEGMENTATION: SegmentationStorage,
     ObjectKind.LABELMAP_SEGMENTATION: LABEL_MAP_SEGMENTATION_STORAGE,
     ObjectKind.STRUCTURED_REPORT: ComprehensiveSRStorage,
+    ObjectKind.RT_STRUCTURE_SET: RTStructureSetStorage,
+    ObjectKind.SECONDARY_CAPTURE: SecondaryCaptureImageStorage,
 }
 
 _SEGMENTATIONS = (ObjectKind.SEGMENTATION, ObjectKind.LABELMAP_SEGMENTATION)
@@ -78,6 +94,7 @@ def encode_results(  # noqa: PLR0917 - what was found, where, by whom, for what
     *,
     replaced: Sequence[ReplacedResult] = (),
     held: Path | None = None,
+    pixels: Pixels | None = None,
 ) -> list[Result]:
     """Makes the objects of one inference, checks each, and makes it durable in `folder`.
 
@@ -93,13 +110,17 @@ def encode_results(  # noqa: PLR0917 - what was found, where, by whom, for what
         replaced: Results of earlier jobs whose place this job has taken; each object refers
             to those of its own output and kind.
         held: Folder for objects that the geometry gate holds; None throws them away.
+        pixels: Gives source frames by their index, float32 [n, J, I]; without it there are
+            no pictures.
 
     Raises:
         EncodingFailed: an output doesn't fit the volume or the contract, or a source can't be
             read any more; (result_misplaced) the geometry gate has held an object.
         Retryable: (result_not_written) the disk doesn't take it.
     """
-    maker = _Maker(volume, contract, job, folder, tuple(kinds), index, tuple(replaced), held)
+    maker = _Maker(
+        volume, contract, job, folder, tuple(kinds), index, tuple(replaced), held, pixels
+    )
     made: list[Result] = []
     for output in contract.labelmaps:
         if output.name in inference.labelmaps:
@@ -123,7 +144,7 @@ def encode_segmentation(  # noqa: PLR0917 - as encode_results
 ) -> Result:
     """Makes only the SEG of one output of a job; otherwise as `encode_results`."""
     kinds = (ObjectKind.SEGMENTATION,)
-    maker = _Maker(volume, contract, job, folder, kinds, index, tuple(replaced), None)
+    maker = _Maker(volume, contract, job, folder, kinds, index, tuple(replaced), None, None)
     (result,) = maker.of_mask(mask, output)
     return result
 
@@ -138,6 +159,7 @@ class _Maker:
     index: int
     replaced: tuple[ReplacedResult, ...]
     held: Path | None
+    pixels: Pixels | None
     _origin: Origin | None = None
     _truth: gate.Truth | None = None
 
@@ -157,16 +179,30 @@ class _Maker:
     def of_scores(self, scores: NDArray[np.float32], output: Output) -> list[Result]:
         """The objects of one classification [n]."""
         _check_scores(scores, output)
-        kind = ObjectKind.STRUCTURED_REPORT
-        if kind not in self.kinds:
-            return []
-        result = self._kept(
-            output,
-            kind,
-            lambda: _writer(make_score_report(scores, output, self.origin)),
-            lambda path: self._gate(output, kind, path).scores(scores, output),
-        )
-        return [result] if result is not None else []
+        report, picture = ObjectKind.STRUCTURED_REPORT, ObjectKind.SECONDARY_CAPTURE
+        made: list[Result | None] = []
+        if report in self.kinds:
+            made += [
+                self._kept(
+                    output,
+                    report,
+                    lambda: _writer(make_score_report(scores, output, self.origin)),
+                    lambda path: self._gate(output, report, path).scores(scores, output),
+                )
+            ]
+        pixels = self.pixels
+        if picture in self.kinds and pixels is not None:
+            made += [
+                self._kept(
+                    output,
+                    picture,
+                    lambda: _writer(make_score_picture(scores, output, self.origin, pixels)),
+                    lambda path: self._gate(output, picture, path).picture(
+                        None, output, pixels, [], OPACITY
+                    ),
+                )
+            ]
+        return [one for one in made if one is not None]
 
     def _maker_for_mask(
         self,
@@ -179,6 +215,11 @@ class _Maker:
             return lambda: make_segmentation(mask, output, self.origin, kind).write
         if kind is ObjectKind.STRUCTURED_REPORT:
             return lambda: _writer(make_volume_report(mask, output, self.origin, segmentation))
+        if kind is ObjectKind.RT_STRUCTURE_SET:
+            return lambda: _writer(make_structure_set(mask, output, self.origin))
+        pixels = self.pixels
+        if kind is ObjectKind.SECONDARY_CAPTURE and pixels is not None:
+            return lambda: _writer(make_overlay(mask, output, self.origin, pixels))
         return None
 
     def _check_mask(
@@ -195,8 +236,16 @@ class _Maker:
         elif kind is ObjectKind.STRUCTURED_REPORT:
             named = None
             if segmentation is not None:
-                named = segmentation.sop_class_uid, segmentation.sop_instance_uid
+                named = (
+                    segmentation.sop_class_uid,
+                    segmentation.sop_instance_uid,
+                    segmentation.series_instance_uid,
+                )
             check.volumes(mask, output, named)
+        elif kind is ObjectKind.RT_STRUCTURE_SET:
+            check.structure_set(mask, output)
+        elif self.pixels is not None:
+            check.picture(mask, output, self.pixels, display_colours(output), OPACITY)
 
     @property
     def origin(self) -> Origin:

@@ -6,16 +6,20 @@ are nowhere, and the objects that the gateway makes of a mask on it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset
+from scipy.ndimage import gaussian_filter
 
 from dicom_gateway.encode import encode_results
+from dicom_gateway.encode.gate import Gate, read_sources_anew
+from dicom_gateway.encode.secondary_capture import OPACITY, display_colours
 from dicom_gateway.records import (
     OBJECT_KIND_OF_SOP_CLASS,
     ArenaSpan,
@@ -105,3 +109,56 @@ def results_of(
 def kind_of(result: Result) -> ObjectKind:
     """By its SOP class."""
     return OBJECT_KIND_OF_SOP_CLASS[result.sop_class_uid]
+
+
+def pixels_of(volume: Volume) -> Callable[[Sequence[int]], NDArray[np.float32]]:
+    """Gives source frames by their index, [n, J, I], as `encode_results` wants them."""
+
+    def pixels(planes: Sequence[int]) -> NDArray[np.float32]:
+        shown = [pydicom.dcmread(volume.headers[k]).pixel_array for k in planes]
+        return np.stack(shown).astype(np.float32)
+
+    return pixels
+
+
+def random_lungs(volume: Volume, seed: int) -> NDArray[np.uint8]:
+    """Blobs without any symmetry: label 1 in the patient's left half, 2 in the right."""
+    rng = np.random.default_rng(seed)
+    _, rows, columns = volume.shape_kji
+    field = gaussian_filter(rng.normal(size=volume.shape_kji), (0.7, 2, 2))
+    blobs = field > np.quantile(field, 0.7)
+    mask = np.zeros(volume.shape_kji, np.uint8)
+    half = columns // 2
+    mask[:, :, :half] = 2 * blobs[:, :, :half]
+    mask[:, :, half:] = blobs[:, :, half:]
+    # Nothing at the edges, so that a mask moved by one loses nothing.
+    mask[[0, -1]] = 0
+    mask[:, [0, -1]] = 0
+    mask[:, :, [0, -1]] = 0
+    mask[1, 1 + seed % (rows - 2), columns - 2] = 1
+    return mask
+
+
+def pass_gate(
+    result: Result,
+    mask: NDArray[Any],
+    volume: Volume,
+    output: Output = LUNGS,
+    segmentation: Result | None = None,
+) -> None:
+    """Puts an object through the geometry gate once more, as it lies on the disk now."""
+    truth = read_sources_anew(volume)
+    kind = kind_of(result)
+    gate = Gate(result.path, truth, result.sop_instance_uid, result.sop_class_uid, kind.value)
+    if kind is ObjectKind.STRUCTURED_REPORT:
+        named = None
+        if segmentation is not None:
+            series = str(pydicom.dcmread(segmentation.path).SeriesInstanceUID)
+            named = segmentation.sop_class_uid, segmentation.sop_instance_uid, series
+        gate.volumes(mask, output, named)
+    elif kind is ObjectKind.RT_STRUCTURE_SET:
+        gate.structure_set(mask, output)
+    elif kind is ObjectKind.SECONDARY_CAPTURE:
+        gate.picture(mask, output, pixels_of(volume), display_colours(output), OPACITY)
+    else:
+        gate.segmentation(mask, output, binary=kind is ObjectKind.SEGMENTATION)

@@ -10,7 +10,7 @@ orientation, sides, references or bits can't go unnoticed.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from dicom_gateway.encode.gate.common import check_belongs, check_sides
+from dicom_gateway.encode.gate.contours import check_structure_set
+from dicom_gateway.encode.gate.pictures import check_picture, shown_planes
 from dicom_gateway.encode.gate.reports import check_scores, check_volumes
 from dicom_gateway.encode.gate.segmentations import check_segmentation
 from dicom_gateway.encode.gate.truth import Misplaced, Truth, read_truth
@@ -95,7 +97,7 @@ class Gate:
             check_segmentation(ds, mask, output, self.truth, binary=binary)
 
     def volumes(
-        self, mask: NDArray[Any], output: Output, segmentation: tuple[str, str] | None
+        self, mask: NDArray[Any], output: Output, segmentation: tuple[str, str, str] | None
     ) -> None:
         """Of an SR with the volumes of mask [K, J, I]; it must refer to this SEG, if any."""
         with self._reread() as ds:
@@ -106,6 +108,27 @@ class Gate:
         """Of an SR with scores [n]."""
         with self._reread() as ds:
             check_scores(ds, scores, output, self.truth)
+
+    def structure_set(self, mask: NDArray[Any], output: Output) -> None:
+        """Of an RTSTRUCT made from mask [K, J, I]."""
+        with self._reread() as ds:
+            check_sides(mask, output, self.truth)
+            check_structure_set(ds, mask, output, self.truth)
+
+    def picture(
+        self,
+        mask: NDArray[Any] | None,
+        output: Output,
+        pixels: Callable[[Sequence[int]], NDArray[np.float32]],
+        colours: Sequence[tuple[int, int, int]],
+        opacity: float,
+    ) -> None:
+        """Of a Secondary Capture of mask [K, J, I], or of scores."""
+        with self._reread() as ds:
+            if mask is not None:
+                check_sides(mask, output, self.truth)
+            sources = pixels(shown_planes(ds, self.truth))
+            check_picture(ds, mask, output, self.truth, sources, colours, opacity)
 
     @contextmanager
     def _reread(self) -> Iterator[Dataset]:

@@ -39,7 +39,7 @@ def check_volumes(
     mask: NDArray[Any],
     output: Output,
     truth: Truth,
-    segmentation: tuple[str, str] | None,
+    segmentation: tuple[str, str, str] | None,
 ) -> None:
     """Holds an SR with volumes against mask [K, J, I] and sources.
 
@@ -48,7 +48,7 @@ def check_volumes(
         mask: Labels.
         output: Its segment table.
         truth: The sources.
-        segmentation: SOP class and instance of the SEG that it must refer to, if any.
+        segmentation: SOP class, instance and series of the SEG that it must refer to, if any.
     """
     heights = truth.heights_mm()
     groups = list(_groups(ds))
@@ -163,13 +163,13 @@ def _check_named(group: Sequence[Dataset], segment: Segment, which: str) -> None
 def _check_segment(
     group: Sequence[Dataset],
     number: int,
-    segmentation: tuple[str, str],
+    segmentation: tuple[str, str, str],
     truth: Truth,
     which: str,
 ) -> None:
     (reference,) = _only(group, _REFERENCED_SEGMENT, which).ReferencedSOPSequence
     named = str(reference.ReferencedSOPClassUID), str(reference.ReferencedSOPInstanceUID)
-    if named != segmentation or int(reference.ReferencedSegmentNumber) != number:
+    if named != segmentation[:2] or int(reference.ReferencedSegmentNumber) != number:
         msg = f"{which} is referenced in another segmentation, or under another number"
         raise Misplaced(msg)
     if str(_only(group, _SOURCE_SERIES, which).UID) != truth.planes[0].series_instance_uid:
@@ -196,7 +196,7 @@ def _check_images(group: Sequence[Dataset], right: set[int], truth: Truth, which
         raise Misplaced(msg)
 
 
-def _check_evidence(ds: Dataset, truth: Truth, segmentation: tuple[str, str] | None) -> None:
+def _check_evidence(ds: Dataset, truth: Truth, segmentation: tuple[str, str, str] | None) -> None:
     """Everything it was made from is in its lists of evidence, and nothing else."""
     named: list[tuple[str, str]] = []
     lists = ("CurrentRequestedProcedureEvidenceSequence", "PertinentOtherEvidenceSequence")
@@ -210,7 +210,7 @@ def _check_evidence(ds: Dataset, truth: Truth, segmentation: tuple[str, str] | N
                 named.append((str(series.SeriesInstanceUID), uid))
     right = {(plane.series_instance_uid, plane.sop_instance_uid) for plane in truth.planes}
     others = [pair for pair in named if pair not in right]
-    expected = [segmentation[1]] if segmentation else []
-    if len(set(named)) != len(named) or right - set(named) or [u for _, u in others] != expected:
+    expected = [(segmentation[2], segmentation[1])] if segmentation else []
+    if len(set(named)) != len(named) or right - set(named) or others != expected:
         msg = "its evidence is not what it was made from"
         raise Misplaced(msg)
