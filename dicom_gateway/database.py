@@ -157,6 +157,14 @@ jobs = sa.Table(
     sa.Index("ix_jobs_superseded_by", "superseded_by"),
 )
 
+# Whose turn it is among the priorities (jobs/shares.py): every process goes by the same.
+job_turns = sa.Table(
+    "job_turns",
+    metadata,
+    sa.Column("priority", sa.String(16), primary_key=True),
+    sa.Column("credit", sa.Integer, nullable=False),
+)
+
 # The exact instances a job was made from: a late one makes a new job.
 job_instances = sa.Table(
     "job_instances",

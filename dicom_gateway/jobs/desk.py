@@ -21,6 +21,7 @@ from dicom_gateway.database import (
     results,
     transaction,
 )
+from dicom_gateway.jobs.news import tell_other_processes
 from dicom_gateway.jobs.rows import (
     JOB_COLUMNS,
     as_event,
@@ -167,6 +168,7 @@ class JobDesk:
             )
             note = "its results are sent again" if resent else "started again"
             write_event(connection, job_id, "retried", f"by a person: {note}")
+            tell_other_processes(connection)
         return True
 
     def cancel(self, job_id: str) -> bool:

@@ -1,11 +1,25 @@
-"""Wakes the workers of this process when a job may be due.
+"""Wakes the workers when a job may be due, in this process and, on PostgreSQL, in the others.
 
-In: `notify`. Out: sleepers that go on. Nothing is kept: who misses it looks once a second.
+In: `notify`, and PostgreSQL's notifications. Out: sleepers that go on. Nothing is kept: who
+misses it looks once a second.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from dicom_gateway.observe.logging import get_logger
+
+CHANNEL = "tritome_jobs"
+"""Of PostgreSQL's LISTEN and NOTIFY."""
+
+_LISTEN_S = 1.0
+_AGAIN_S = 1.0
 
 
 class News:
@@ -30,3 +44,55 @@ class News:
         with self._changed:
             self._changed.wait_for(lambda: self._count != seen, timeout_s)
             return self._count
+
+
+def tell_other_processes(connection: sa.Connection) -> None:
+    """Wakes the listeners of all processes when the transaction is committed.
+
+    SQLite has no such thing; there other processes find the job at their next look.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+
+
+class Listener:
+    """Passes on what other processes announce; `run` returns when `stop` was called.
+
+    Args:
+        engine: Of a PostgreSQL.
+        notify: Called for each announcement, and whenever one may have been missed.
+    """
+
+    def __init__(self, engine: sa.Engine, notify: Callable[[], None]) -> None:
+        self._engine = engine
+        self._notify = notify
+        self._stopping = threading.Event()
+        self._log = get_logger(room="jobs")
+
+    def run(self) -> None:
+        """Listens until `stop`, and again after PostgreSQL was away."""
+        import psycopg  # noqa: PLC0415 - of the extra `postgres`; who has SQLite lacks it
+
+        away = False
+        while not self._stopping.is_set():
+            try:
+                with self._engine.connect() as connection:
+                    connection.execution_options(isolation_level="AUTOCOMMIT")
+                    connection.exec_driver_sql(f"LISTEN {CHANNEL}")
+                    driver = connection.connection.driver_connection
+                    assert isinstance(driver, psycopg.Connection)
+                    connection.detach()  # a connection that listens goes to nobody else
+                    away = False
+                    self._notify()  # for what came while nobody listened
+                    while not self._stopping.is_set():
+                        for _ in driver.notifies(timeout=_LISTEN_S, stop_after=1):
+                            self._notify()
+            except (DBAPIError, PoolTimeoutError, psycopg.Error) as error:
+                if not away:
+                    self._log.warning("not_listening", reason=type(error).__name__)
+                away = True
+                self._stopping.wait(_AGAIN_S)
+
+    def stop(self) -> None:
+        """Asks it to end; it does within a second."""
+        self._stopping.set()

@@ -34,7 +34,7 @@ from dicom_gateway.database import (
 from dicom_gateway.errors import GatewayError, LeaseLost, Retryable
 from dicom_gateway.jobs import strikes
 from dicom_gateway.jobs.desk import JobDesk
-from dicom_gateway.jobs.news import News
+from dicom_gateway.jobs.news import Listener, News, tell_other_processes
 from dicom_gateway.jobs.owner import is_certainly_dead
 from dicom_gateway.jobs.rows import (
     JOB_COLUMNS,
@@ -44,7 +44,7 @@ from dicom_gateway.jobs.rows import (
     tell_conflicts,
     write_event,
 )
-from dicom_gateway.jobs.shares import Turns
+from dicom_gateway.jobs.shares import WEIGHTS, hold_turns, take_turn
 from dicom_gateway.jobs.supersession import supersede_older, withdraw
 from dicom_gateway.records import DeliveryState, Job, JobState, Priority, Result, Series
 
@@ -73,7 +73,6 @@ class JobQueue(JobDesk):
         self.lease_s = lease_s
         self._retry_first_s = retry_first_s
         self._retry_max_s = retry_max_s
-        self._turns = Turns()
         self._news = News()
 
     # In -----------------------------------------------------------------------------
@@ -164,6 +163,7 @@ class JobQueue(JobDesk):
         tell_conflicts(connection, job_id, members)
         job = as_job(inserted)
         supersede_older(connection, job, subject or series.series_instance_uid)
+        tell_other_processes(connection)
         if failure:
             write_event(connection, job_id, "failed", f"{failure.code}: {failure}")
         return job
@@ -192,46 +192,41 @@ class JobQueue(JobDesk):
         """Wakes the workers of this process: a job may be due."""
         self._news.notify()
 
+    def listener(self) -> Listener | None:
+        """Hears what other processes enqueue, where the database can tell: PostgreSQL."""
+        if self._engine.dialect.name != "postgresql":
+            return None
+        return Listener(self._engine, self.notify)
+
     def wait_for_news(self, timeout_s: float, seen: int) -> int:
         """Sleeps until `notify` was called after news `seen`; returns the newest's number."""
         return self._news.wait(timeout_s, seen)
 
     # Out ----------------------------------------------------------------------------
 
-    def claim(self, owner: str) -> Job | None:
+    def claim(self, owner: str, *, only_immediate: bool = False) -> Job | None:
         """Takes the next due job under a lease, or None where nothing is due.
 
-        Immediate jobs go first; high, normal and low share 6:3:1, each oldest first.
+        Immediate jobs go first; high, normal and low share 6:3:1 among all that claim from
+        this index, each oldest first.
+
+        Args:
+            owner: From `this_process`.
+            only_immediate: Leaves the others where they are.
         """
         with transaction(self._engine) as connection:
-            # Our own leases run out where the index was away: no fault of the job.
-            late = jobs.c.lease_until_s < now_s()
-            self._take_back(connection, late & (jobs.c.lease_owner == owner), "its lease ran out")
-            self._take_back(
-                connection, late, "whoever worked on it is gone, its lease ran out", strikes.DEATH
-            )
-            due: dict[Priority, str] = {}
-            for priority in Priority:
-                job_id = connection.execute(
-                    sa.select(jobs.c.job_id)
-                    .where(
-                        jobs.c.state == JobState.WAITING.value,
-                        jobs.c.priority == priority.value,
-                        jobs.c.not_before_s <= now_s(),
-                    )
-                    .order_by(jobs.c.created_at_s)
-                    .limit(1)
-                    # PostgreSQL: two workers never wait for each other. SQLite has one
-                    # writer at a time anyway and leaves this out.
-                    .with_for_update(skip_locked=True)
-                ).scalar()
-                if job_id is not None:
-                    due[priority] = job_id
-            if not due:
+            self._take_back_late(connection, owner)
+            job_id = self._oldest_due(connection, Priority.IMMEDIATE)
+            if job_id is None and not only_immediate:
+                hold_turns(connection)
+                found = {one: self._oldest_due(connection, one) for one in WEIGHTS}
+                due = {one: job_id for one, job_id in found.items() if job_id is not None}
+                job_id = due[take_turn(connection, due)] if due else None
+            if job_id is None:
                 return None
             row = connection.execute(
                 jobs.update()
-                .where(jobs.c.job_id == due[self._turns.pick(due)])
+                .where(jobs.c.job_id == job_id)
                 .values(
                     state=JobState.RUNNING.value,
                     attempts=jobs.c.attempts + 1,
@@ -248,6 +243,46 @@ class JobQueue(JobDesk):
             waited_s = sa.select(now_s() - job.not_before_s).scalar_subquery()
             write_event(connection, job.job_id, "started", f"attempt {job.attempts}", waited_s)
             return job
+
+    @staticmethod
+    def _oldest_due(connection: sa.Connection, priority: Priority) -> str | None:
+        return connection.execute(
+            sa.select(jobs.c.job_id)
+            .where(
+                jobs.c.state == JobState.WAITING.value,
+                jobs.c.priority == priority.value,
+                jobs.c.not_before_s <= now_s(),
+            )
+            .order_by(jobs.c.created_at_s)
+            .limit(1)
+            # PostgreSQL: two workers never wait for each other's job. SQLite has one writer
+            # at a time anyway and leaves this out.
+            .with_for_update(skip_locked=True)
+        ).scalar()
+
+    def _take_back_late(self, connection: sa.Connection, owner: str) -> None:
+        """Jobs whose lease ran out may be claimed again."""
+        late = connection.execute(
+            sa.select(jobs.c.job_id, jobs.c.lease_owner)
+            .where(jobs.c.state == JobState.RUNNING.value, jobs.c.lease_until_s < now_s())
+            # PostgreSQL: whoever else looks just now takes them back; no two wait in a ring.
+            .with_for_update(skip_locked=True)
+        ).all()
+        # Our own leases run out where the index was away: no fault of the job.
+        ours = [row.job_id for row in late if row.lease_owner == owner]
+        others = [row.job_id for row in late if row.lease_owner != owner]
+        if ours:
+            self._take_back(connection, jobs.c.job_id.in_(ours), "its lease ran out")
+        if others:
+            gone = "whoever worked on it is gone, its lease ran out"
+            self._take_back(connection, jobs.c.job_id.in_(others), gone, strikes.DEATH)
+
+    def holds(self, job: Job) -> bool:
+        """Whether a claimed job is still ours: not taken over, not cancelled by a person."""
+        with reading(self._engine) as connection:
+            return (
+                connection.execute(sa.select(jobs.c.job_id).where(_ours(job))).first() is not None
+            )
 
     def renew(self, job: Job) -> bool:
         """Holds the lease for another `lease_s`; False when the job is no longer ours."""

@@ -28,6 +28,9 @@ from dicom_gateway.records import Job, JobState, ReplacedResult, Result
 POLL_S = 1.0
 """How often a worker looks for jobs that another process enqueued, or that became due."""
 
+LOOK_S = 0.5
+"""How often it looks whether a person has cancelled the job in hand."""
+
 
 class InternalError(Permanent):
     """Something that this gateway has no name for; the log has the place."""
@@ -60,6 +63,10 @@ class JobRun:
         """What the results of this job take the place of; usually nothing."""
         return self._queue.replaced_results(self.job)
 
+    def tell(self, stage: str, note: str) -> None:
+        """Adds a line to the job's story."""
+        self._queue.add_event(self.job.job_id, stage, note)
+
     @contextmanager
     def stage(self, name: str, note: str = "") -> Iterator[Stage]:
         """Measures a stage and writes it into the job's story when it succeeds."""
@@ -80,6 +87,8 @@ class Worker:
         process: Makes the results; raises an error of `errors.py` where it can't.
         name: Tells the workers of one process apart in the log.
         finished: Called after a job's results are committed (wakes the outboxes).
+        only_immediate: An express worker: it leaves all other jobs to the others, so that an
+            immediate one never waits for a worker.
     """
 
     def __init__(
@@ -88,11 +97,14 @@ class Worker:
         process: Process,
         name: str = "worker-1",
         finished: Callable[[], None] = lambda: None,
+        *,
+        only_immediate: bool = False,
     ) -> None:
         self._queue = queue
         self._process = process
         self._owner = this_process()
         self._finished = finished
+        self._only_immediate = only_immediate
         self._stopping = threading.Event()
         self._run: JobRun | None = None
         self._log = get_logger(worker=name)
@@ -104,7 +116,7 @@ class Worker:
             # Before the look: news that come during it aren't slept over.
             seen = self._queue.wait_for_news(0.0, seen)
             try:
-                job = self._queue.claim(self._owner)
+                job = self._queue.claim(self._owner, only_immediate=self._only_immediate)
                 if job is not None:
                     self._work(job)
             except DatabaseUnavailable as error:
@@ -210,10 +222,19 @@ class Worker:
 
     def _keep_lease(self, run: JobRun, done: threading.Event) -> None:
         # Its own thread: a decode or an inference that takes minutes doesn't cost the job.
-        while not done.wait(self._queue.lease_s / 3):
+        every_s = self._queue.lease_s / 3
+        renewed_s = time.monotonic()
+        while not done.wait(min(LOOK_S, every_s)):
             try:
-                if not self._queue.renew(run.job):
-                    run.stop.set()
-                    return
+                if time.monotonic() - renewed_s >= every_s:
+                    held = self._queue.renew(run.job)
+                    renewed_s = time.monotonic()
+                else:
+                    held = self._queue.holds(run.job)
             except DatabaseUnavailable as error:
                 self._log.warning("lease_not_renewed", job_id=run.job.job_id, reason=str(error))
+                done.wait(LOOK_S)
+                continue
+            if not held:
+                run.stop.set()
+                return
