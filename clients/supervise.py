@@ -323,8 +323,9 @@ def sweep_shared_memory(before: frozenset[str]) -> tuple[str, ...]:
                 removed.append(name)
     # A living gateway locks its arena, so only those of dead ones go.
     from dicom_gateway.assemble.arena import remove_leftovers  # noqa: PLC0415
+    from dicom_gateway.infer.turns import remove_turns  # noqa: PLC0415
 
-    return (*removed, *remove_leftovers(SHARED_MEMORY))
+    return (*removed, *remove_leftovers(SHARED_MEMORY), *remove_turns(SHARED_MEMORY))
 
 
 def _shared_memory_names() -> frozenset[str]:

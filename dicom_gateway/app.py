@@ -30,7 +30,8 @@ from dicom_gateway.database import open_database
 from dicom_gateway.deliver import Caretaker, Entries, Outbox
 from dicom_gateway.errors import ConfigurationError, GatewayError
 from dicom_gateway.infer import TritonClient
-from dicom_gateway.jobs import JobQueue, Worker
+from dicom_gateway.infer.turns import Turns, remove_turns
+from dicom_gateway.jobs import JobQueue, Worker, admission
 from dicom_gateway.judge import Judge
 from dicom_gateway.observe import get_logger, set_up_logging
 from dicom_gateway.processing import Processing
@@ -117,12 +118,15 @@ class Gateway:
             associations=index.close_orphaned_associations(),
             jobs=queue.release_own(),
             arenas=len(remove_leftovers()),
+            turns=len(remove_turns()),
             deliveries_without_destination=caretaker.tidy(),
         )
 
         arena = self._open.enter_context(Arena(settings.triton.arena_bytes))
         decoders = self._open.enter_context(DecoderPool(settings.jobs.decoders))
-        triton = TritonClient(settings.triton, folder / "contracts")
+        turns = Turns()
+        self._open.callback(turns.close)
+        triton = TritonClient(settings.triton, folder / "contracts", turns)
         self._open.callback(triton.close)  # first of all: Triton lets go, then the arena goes
         triton.use_arena(arena)
         read = lru_cache(maxsize=HEADERS_IN_MEMORY)(read_header)
@@ -137,23 +141,19 @@ class Gateway:
             settings=settings.assembly,
             results=folder / "results",
             read_header=read,
+            admission=admission(settings.jobs.memory_bytes, settings.triton.arena_bytes),
             ahead=ahead,
             objects=settings.results,
         )
         outboxes = [Outbox(entries, one, settings.dicom.scu.ae_title) for one in destinations]
         judge = Judge(settings, engine, index, queue=queue, triton=triton, read_header=read)
-        workers = [
-            Worker(queue, process, f"worker-{number}", partial(_wake, [*outboxes, caretaker]))
-            for number in range(1, settings.jobs.workers + 1)
-        ]
+        self._start_workers(queue, process, partial(_wake, [*outboxes, caretaker]))
         for outbox, destination in zip(outboxes, destinations, strict=True):
             self._run_in_thread(f"outbox-{destination.name}", outbox.run, outbox.stop)
         self._run_in_thread("caretaker", caretaker.run, caretaker.stop)
         if not settings.store.retention.is_off:
             retention = Retention(engine, folder, settings.store.retention)
             self._run_in_thread("retention", retention.run, retention.stop)
-        for number, worker in enumerate(workers, 1):
-            self._run_in_thread(f"worker-{number}", worker.run, worker.stop)
         self._run_in_thread("judge", judge.run, judge.stop)
 
         def keep(arrival: Arrival) -> Instance:
@@ -225,6 +225,19 @@ class Gateway:
         if self._web is not None and self._web.is_dead:
             dead.append("web")
         return dead
+
+    def _start_workers(
+        self, queue: JobQueue, process: Processing, finished: Callable[[], None]
+    ) -> None:
+        names = [f"worker-{number}" for number in range(1, self._settings.jobs.workers + 1)]
+        workers = {name: Worker(queue, process, name, finished) for name in names}
+        # A study that can't wait never waits for a worker that is busy with one that can.
+        workers["express"] = Worker(queue, process, "express", finished, only_immediate=True)
+        for name, worker in workers.items():
+            self._run_in_thread(name, worker.run, worker.stop)
+        listener = queue.listener()
+        if listener is not None:
+            self._run_in_thread("listener", listener.run, listener.stop)
 
     def _run_in_thread(self, name: str, loop: Callable[[], None], stop: Callable[[], None]) -> None:
         def outermost() -> None:
@@ -319,11 +332,11 @@ def _wake(senders: Sequence[Outbox | Caretaker]) -> None:
 def _connections(settings: GatewaySettings) -> int:
     """How many threads may ask the index at the same time."""
     receivers = settings.dicom.scp.max_associations
-    jobs = 2 * settings.jobs.workers  # each with the thread that keeps its lease
+    jobs = 2 * (settings.jobs.workers + 1)  # each with the thread that keeps its lease
     outboxes = len(settings.dicom.scu.destinations)
     web = settings.web.stow.max_requests + 8 if settings.web.enabled else 0
-    # judge, caretaker, start and stop, fetcher, catalogue
-    return receivers + jobs + outboxes + web + 6
+    # judge, caretaker, start and stop, fetcher, catalogue, listener
+    return receivers + jobs + outboxes + web + 7
 
 
 def _write_ready(path: Path, port: int, web_port: int | None) -> None:

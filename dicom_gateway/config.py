@@ -245,6 +245,9 @@ class JobSettings(Section):
     retry_max_s: Annotated[float, Field(gt=0)] = 60.0
     decoders: Annotated[int, Field(ge=0)] = 0
     """Child processes that decode pixels; 0 means one per core."""
+    memory_bytes: Annotated[int, Field(ge=1 << 20)] | None = None
+    """What all running jobs together may need, as their contracts predict it; one that needs more
+    is refused. Three quarters of the machine's, or the container's, where not given."""
     ahead_bytes: Annotated[int, Field(ge=0)] = 256 << 20
     """Shared memory for images that are decoded while the rest of their series still comes;
     0 lets the decoding wait for the job."""

@@ -9,7 +9,9 @@ none of them knows the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,13 +30,14 @@ from dicom_gateway.encode import encode_results
 from dicom_gateway.encode.keeping import HELD
 from dicom_gateway.errors import UnusableSeries
 from dicom_gateway.infer import TritonClient, check_room, fill, slots_of
-from dicom_gateway.jobs import JobRun
+from dicom_gateway.jobs import Admission, JobRun
 from dicom_gateway.records import (
     OBJECT_KIND_OF_SOP_CLASS,
     Contract,
     Inference,
     Instance,
     Job,
+    Priority,
     Result,
     Series,
     Volume,
@@ -49,6 +52,7 @@ class Processing:
     Attributes:
         results: Folder that the results are kept in.
         read_header: Cached: the judge has asked for the same headers.
+        admission: Lets as many jobs compute at the same time as the memory holds.
         ahead: Has decoded what came early.
         objects: By pipeline: which objects are made of its outputs.
     """
@@ -60,6 +64,7 @@ class Processing:
     settings: AssemblySettings
     results: Path
     read_header: Callable[[Path], Header]
+    admission: Admission
     ahead: Ahead | None = None
     objects: Mapping[str, ResultSettings] = field(default_factory=dict)
 
@@ -73,8 +78,9 @@ class Processing:
         self.triton.check_ready(job.pipeline)
         made: list[Result] = []
         for number, plans in enumerate(self._plans(contract, brought, job)):
-            volumes = self._assembled(run, contract, brought, plans)
-            inference = self._inferred(run, contract, volumes)
+            with self._admitted(run, contract, plans):
+                volumes = self._assembled(run, contract, brought, plans)
+                inference = self._inferred(run, contract, volumes, number)
             made += self._encoded(run, contract, plans[0], volumes[0], inference, number)
         return made
 
@@ -106,6 +112,20 @@ class Processing:
         )
         return [together]
 
+    def _admitted(
+        self, run: JobRun, contract: Contract, plans: Sequence[VolumePlan]
+    ) -> AbstractContextManager[None]:
+        """Waits until the machine has memory for it beside what is running."""
+        voxels = max(plan.voxels for plan in plans)
+        wanted = math.ceil(contract.peak_bytes_per_voxel * voxels)
+        self.admission.check(wanted, f"this volume of {voxels} voxels")
+        return self.admission.enter(
+            wanted,
+            first=run.job.priority is Priority.IMMEDIATE,
+            stop=run.stop,
+            waits=lambda why: run.tell("waits", why),
+        )
+
     def _assembled(
         self,
         run: JobRun,
@@ -133,10 +153,17 @@ class Processing:
     def _check_room(self, contract: Contract, plan: VolumePlan, voxels: int) -> None:
         check_room(contract, self.arena, voxels, "FP32" if plan.is_floating else "INT16")
 
-    def _inferred(self, run: JobRun, contract: Contract, volumes: tuple[Volume, ...]) -> Inference:
+    def _inferred(
+        self, run: JobRun, contract: Contract, volumes: tuple[Volume, ...], number: int
+    ) -> Inference:
+        job = run.job
+        # An earlier attempt may still be under way in Triton, and is another request.
+        request_id = f"{job.job_id}.{job.fence}.{number}"
         with run.stage("inferred") as stage:
             in_bytes = sum(volume.image.size_bytes for volume in volumes)
-            inference = self.triton.infer(volumes, contract, self.arena, run.job.job_id, run.stop)
+            inference = self.triton.infer(
+                volumes, contract, self.arena, request_id, run.stop, priority=job.priority
+            )
             out_bytes = sum(
                 values.nbytes
                 for values in (*inference.labelmaps.values(), *inference.scores.values())

@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from ensemble_builder.bundle import Bundle
 from ensemble_builder.contract import PARAMETER, Contract, InputPart, NamedInput, OutputPart
-from ensemble_builder.networks import network_config
+from ensemble_builder.networks import DEFAULT_PRIORITY, PRIORITY_LEVELS, network_config
 from ensemble_builder.runtime.inputs import Input
 from ensemble_builder.runtime.loading import extra_name
 from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, RECIPE_FILE
@@ -66,6 +66,11 @@ class Step:
 
 
 TRACE = Tensor("TRACE", "STRING", (1,))
+
+INFERER_INSTANCES = 2
+"""An instance is busy until its request ends, paused or not. In the second one an immediate study
+computes while the first waits between two windows; and where the network is a model of its own,
+windows of two studies meet there."""
 
 BYTES_PER_VOXEL = 2 + 4 + 4
 """IMAGE as it came, as float32, and the preprocessing's copy of it."""
@@ -216,7 +221,9 @@ def contract_of(bundle: Bundle) -> Contract:
 
 def peak_bytes_per_voxel(bundle: Bundle) -> float:
     """Working memory of all steps together for one voxel of the input, an estimate."""
-    channels = bundle.findings.y_dims[0] if len(bundle.findings.y_dims) > 1 else 0
+    # Where the inferer step makes labels slab by slab, only those are ever whole.
+    y_dims = bundle.y_edge[1] if bundle.recipe.y_channels else bundle.findings.y_dims
+    channels = y_dims[0] if len(y_dims) > 1 else 0
     images = sum(one.channels for one in bundle.recipe.inputs if one.is_image)
     return float(BYTES_PER_VOXEL * images + channels * BYTES_PER_VOXEL_AND_CHANNEL)
 
@@ -284,9 +291,11 @@ def _bundle_files(bundle: Bundle, *, with_weights: bool) -> dict[str, Path]:
 
 def _step_config(bundle: Bundle, step: Step) -> pb.ModelConfig:
     config = python_config(f"{bundle.name}_{step.role}", step.inputs, step.outputs)
-    if step.role == "inferer" and bundle.recipe.network_model is not None:
-        # Two, so that windows of two studies can meet at the network.
-        config.instance_group[0].count = 2
+    if step.role == "inferer":
+        config.instance_group[0].count = INFERER_INSTANCES
+        # What waits for an instance is taken in the order of the gateway's priorities.
+        config.dynamic_batching.priority_levels = PRIORITY_LEVELS
+        config.dynamic_batching.default_priority_level = DEFAULT_PRIORITY
     return config
 
 

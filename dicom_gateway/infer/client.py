@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -33,7 +34,8 @@ from dicom_gateway.infer.mapping import (
 )
 from dicom_gateway.infer.region import RPC_TIMEOUT_S, Arena, Region
 from dicom_gateway.infer.request import Request
-from dicom_gateway.records import Contract, Inference, Volume
+from dicom_gateway.infer.turns import PARAMETER, Lanes, Turns
+from dicom_gateway.records import Contract, Inference, Priority, Volume
 
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
@@ -57,6 +59,12 @@ _ANSWERED = frozenset(
 )
 """Only a server says these: the request has ended there. The rest gRPC also says by itself."""
 
+_LEVELS = {level: number for number, level in enumerate(Priority, 1)}
+"""Triton counts from 1, the most urgent."""
+
+_END_BY_ITSELF_S = 5.0
+"""So long a stopped request has time to end between its windows, and to say that it has."""
+
 
 class _Answer:
     """What the callback of one request leaves for the thread that waits for it."""
@@ -77,10 +85,15 @@ class TritonClient:
     Args:
         settings: Where Triton is and how long a request may take.
         seen_folder: Where the last seen contracts are kept.
+        turns: Where the models see who waits and who can't; without it nobody is paused.
     """
 
-    def __init__(self, settings: TritonSettings, seen_folder: Path) -> None:
+    def __init__(
+        self, settings: TritonSettings, seen_folder: Path, turns: Turns | None = None
+    ) -> None:
         self._settings = settings
+        self._turns = turns if turns is not None and turns.works else None
+        self._lanes = Lanes()
         self._triton = InferenceServerClient(settings.url, channel_args=_CHANNEL)
         self._seen = SeenContracts(seen_folder)
         self._regions: dict[str, Region] = {}
@@ -155,6 +168,8 @@ class TritonClient:
         arena: Arena,
         job_id: str,
         stop: threading.Event | None = None,
+        *,
+        priority: Priority = Priority.NORMAL,
     ) -> Inference:
         """Runs the pipeline on what a study brings and copies its results out.
 
@@ -168,6 +183,7 @@ class TritonClient:
             arena: The one given to `use_arena`.
             job_id: Becomes Triton's request id.
             stop: Ends the wait early when set.
+            priority: Immediate requests find a lane free, and pause the others.
 
         Raises:
             TritonUnavailable: away, not ready, or `stop` was set.
@@ -183,12 +199,15 @@ class TritonClient:
         answer: _Answer | None = None
         try:
             inputs, outputs = request.make()
-            region.ensure_registered()
-            if stop is not None and stop.is_set():
-                msg = "the job was stopped before its request was sent"
-                raise TritonUnavailable(msg)
-            started = time.monotonic()
-            answer = self._ask(contract.pipeline, inputs, outputs, job_id, stop)
+            with self._turn(contract.pipeline, job_id, priority, stop):
+                region.ensure_registered()
+                if stop is not None and stop.is_set():
+                    msg = "the job was stopped before its request was sent"
+                    raise TritonUnavailable(msg)
+                started = time.monotonic()
+                answer = self._ask(
+                    contract.pipeline, inputs, outputs, job_id, stop, priority=priority
+                )
             duration_s = time.monotonic() - started
             if answer.error is not None:
                 stopped = stop is not None and stop.is_set()
@@ -207,6 +226,8 @@ class TritonClient:
         outputs: list[InferRequestedOutput],
         job_id: str,
         stop: threading.Event | None,
+        *,
+        priority: Priority,
     ) -> _Answer:
         """Sends the request and waits for its answer, whatever that is."""
         answer = _Answer()
@@ -217,12 +238,48 @@ class TritonClient:
             outputs=outputs,
             request_id=job_id,
             client_timeout=self._settings.request_timeout_s,
+            priority=_LEVELS[priority],
+            parameters={PARAMETER: True} if self._turns is not None else None,
         )
         while not answer.done.wait(0.1):
             if stop is not None and stop.is_set():
+                if self._turns is not None:
+                    self._turns.drop(job_id)
+                    if answer.done.wait(_END_BY_ITSELF_S):
+                        break
                 call.cancel()  # calls `answer` with CANCELLED; Triton may go on for a while
                 answer.done.wait()
         return answer
+
+    @contextmanager
+    def _turn(
+        self, pipeline: str, request_id: str, priority: Priority, stop: threading.Event | None
+    ) -> Iterator[None]:
+        """While it lasts the models know of the request; a lane stays free for immediate ones."""
+        if self._turns is None:
+            yield
+            return
+        immediate = priority is Priority.IMMEDIATE
+        most = None if immediate else self._lanes_for_others(pipeline)
+        with (
+            self._lanes.enter(pipeline, most, stop),
+            self._turns.listed(request_id, immediate=immediate),
+        ):
+            yield
+
+    def _lanes_for_others(self, pipeline: str) -> int | None:
+        """One less than the step with windows has instances; None where no step has several."""
+        try:
+            ensemble = self._triton.get_model_config(pipeline, client_timeout=RPC_TIMEOUT_S).config
+            several = []
+            for step in ensemble.ensemble_scheduling.step:
+                name = step.model_name
+                found = self._triton.get_model_config(name, client_timeout=RPC_TIMEOUT_S).config
+                count = sum(group.count for group in found.instance_group)
+                several += [count] if count > 1 else []
+        except InferenceServerException:
+            return None
+        return min(several) - 1 if several else None
 
     def _what_became(
         self, error: InferenceServerException, contract: Contract, stopped: bool

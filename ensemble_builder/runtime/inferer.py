@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ensemble_builder.errors import Cancelled
 from ensemble_builder.runtime.config import BundleConfig
 from ensemble_builder.runtime.fusion import split
 from ensemble_builder.runtime.loading import extra_name
@@ -20,6 +21,7 @@ from ensemble_builder.runtime.networks import example_windows, load_network
 from ensemble_builder.runtime.networks.triton import TritonNetwork
 from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, Recipe
 from ensemble_builder.runtime.tensors import answer, instance_device, read, say, tensor_output
+from ensemble_builder.runtime.turns import Turn
 from ensemble_builder.runtime.window_slab import Reduce
 from ensemble_builder.runtime.windows import sliding_window
 
@@ -72,12 +74,14 @@ class Inferer:
         args = [extra(key) for key in recipe.network_args]
         kwargs = {name: extra(key) for name, key in recipe.network_kwargs.items()}
         amp = torch.autocast("cuda") if self._amp else contextlib.nullcontext()
+        turn = Turn(request)
         with amp:
             if args or kwargs:
+                if turn():
+                    msg = "nobody waits for this request any more"
+                    raise Cancelled(msg)
                 y = self._inferer(x[None], self._network, *args, **kwargs)[0]
                 y = y if self._reduce is None else self._reduce(y)
             else:
-                y = sliding_window(
-                    self._inferer, x[None], self._network, self._reduce, request.is_cancelled
-                )[0]
+                y = sliding_window(self._inferer, x[None], self._network, self._reduce, turn)[0]
         return [tensor_output("Y", y if self._reduce is not None else y.to(torch.float32))]

@@ -15,6 +15,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from ensemble_builder.errors import Cancelled, ModelFailed
+from ensemble_builder.runtime.turns import Turn
 from ensemble_builder.runtime.volumes import InputError
 
 
@@ -70,8 +71,8 @@ def text_output(name: str, value: str) -> Any:
 
 def answer(request: Any, compute: Callable[[Any], list[Any]]) -> Any:
     """Runs one request to one response; whatever goes wrong becomes an error with a code."""
-    if request.is_cancelled():
-        return _error("the request was cancelled", "CANCELLED")
+    if Turn(request).unwanted():
+        return _error("nobody waits for this request any more", "CANCELLED")
     try:
         with torch.inference_mode():
             return pb_utils.InferenceResponse(output_tensors=compute(request))

@@ -57,7 +57,7 @@ def test_a_study_comes_back_as_a_segmentation_and_a_report(
 ):
     """In by storescu, out to storescp; the story has its stages; nothing is left behind."""
     with (
-        dev_shm_as_before(prefixes=("tritome_arena_",)),
+        dev_shm_as_before(prefixes=("tritome_",), mapped_too=False),
         a_gateway(tmp_path / "gateway", triton=triton.url, pacs=[_as_pacs(pacs)]) as gateway,
     ):
         assert gateway.send(a_study(tmp_path / "study")).exit_code == 0
@@ -81,7 +81,7 @@ def test_killed_at_any_moment_every_study_is_delivered_once(
     """Kill -9 after the last C-STORE response; after the restart nothing is missing."""
     moments_s = random.Random(2).sample([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.2], 4)
     with (
-        dev_shm_as_before(prefixes=("tritome_arena_",)),
+        dev_shm_as_before(prefixes=("tritome_",), mapped_too=False),
         a_gateway(tmp_path / "gateway", triton=triton.url, pacs=[_as_pacs(pacs)]) as gateway,
     ):
         for number, moment_s in enumerate(moments_s, 1):

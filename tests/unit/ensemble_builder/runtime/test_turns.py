@@ -1,0 +1,176 @@
+"""The lists of gateways as the models read them: go on, wait, or end."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from dicom_gateway.infer.turns import PREFIX, Lanes, Turns, remove_turns
+from ensemble_builder.runtime.turns import Turn
+from tests.support.patience import until
+
+
+class Request:
+    """What a turn asks of Triton's request."""
+
+    def __init__(self, name: str, *, listed: bool = True) -> None:
+        self.name, self.listed, self.cancelled = name, listed, False
+
+    def request_id(self) -> str:
+        """As the gateway gave it."""
+        return self.name
+
+    def parameters(self) -> str:
+        """JSON, as the Python backend gives it."""
+        return json.dumps({"tritome_listed": True} if self.listed else {})
+
+    def is_cancelled(self) -> bool:
+        """Whether Triton knows that the client is gone."""
+        return self.cancelled
+
+
+@pytest.fixture
+def turns(tmp_path: Path) -> Iterator[Turns]:
+    """A gateway's list in a folder of its own."""
+    found = Turns(tmp_path)
+    assert found.works
+    yield found
+    found.close()
+    assert list(tmp_path.glob(f"{PREFIX}*")) == []
+
+
+def test_a_listed_request_goes_on_and_a_dropped_one_ends(turns: Turns, tmp_path: Path) -> None:
+    """Dropping is how a person's cancelling reaches the windows."""
+    turn = Turn(Request("a.1.0"), tmp_path)
+    with turns.listed("a.1.0", immediate=False):
+        assert (turn(), turn.unwanted()) == (False, False)
+        turns.drop("a.1.0")
+        assert (turn(), turn.unwanted()) == (True, True)
+
+
+def test_others_wait_while_an_immediate_one_is_listed(turns: Turns, tmp_path: Path) -> None:
+    """And go on when it has ended; the immediate one itself never waits."""
+    went_on = threading.Event()
+
+    def go() -> None:
+        assert Turn(Request("low"), tmp_path)() is False
+        went_on.set()
+
+    with turns.listed("low", immediate=False):
+        with turns.listed("stat", immediate=True):
+            assert Turn(Request("stat"), tmp_path)() is False
+            thread = threading.Thread(target=go)
+            thread.start()
+            assert not went_on.wait(0.3)
+        thread.join(30)
+    assert went_on.is_set()
+
+
+def test_immediate_requests_of_another_gateway_count_too(turns: Turns, tmp_path: Path) -> None:
+    """They use the same machine."""
+    other = Turns(tmp_path)
+    with turns.listed("low", immediate=False), other.listed("stat", immediate=True):
+        turn = Turn(Request("low"), tmp_path, most_paused_s=0.1)
+        before = time.monotonic()
+        assert turn() is False
+        assert time.monotonic() - before >= 0.1
+    other.close()
+
+
+def test_endless_urgent_requests_don_t_starve_the_others(turns: Turns, tmp_path: Path) -> None:
+    """After so much waiting in all, a request goes on beside them."""
+    with turns.listed("low", immediate=False), turns.listed("stat", immediate=True):
+        turn = Turn(Request("low"), tmp_path, most_paused_s=0.1)
+        assert [turn() for _ in range(3)] == [False] * 3
+
+
+def test_the_requests_of_a_killed_gateway_end(tmp_path: Path) -> None:
+    """Its file is still there, its lock is not."""
+    child = os.fork()
+    if child == 0:
+        killed = Turns(tmp_path)
+        with killed.listed("a.1.0", immediate=True), killed.listed("b.1.0", immediate=False):
+            time.sleep(600)
+        os._exit(0)
+    try:
+        turn = Turn(Request("b.1.0"), tmp_path)
+        until(lambda: list(tmp_path.glob(f"{PREFIX}*")))
+        until(lambda: turn._lists() and turn._word(turn._lists()) == "other")
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert turn() is True
+    assert len(remove_turns(tmp_path)) == 1
+    assert list(tmp_path.glob(f"{PREFIX}*")) == []
+
+
+def test_a_living_gateway_s_list_is_no_leftover(turns: Turns, tmp_path: Path) -> None:
+    """Its lock says so."""
+    assert remove_turns(tmp_path) == ()
+
+
+def test_requests_of_others_are_left_alone(turns: Turns, tmp_path: Path) -> None:
+    """A client that knows nothing of lists is neither paused nor ended, unless Triton says so."""
+    request = Request("theirs", listed=False)
+    with turns.listed("stat", immediate=True):
+        assert Turn(request, tmp_path)() is False
+        request.cancelled = True
+        assert Turn(request, tmp_path)() is True
+
+
+def test_where_no_list_was_ever_seen_nothing_is_ended(tmp_path: Path) -> None:
+    """Server and gateway may not share the folder."""
+    assert Turn(Request("a"), tmp_path / "elsewhere")() is False
+
+
+def test_links_and_foreign_bytes_are_no_lists(turns: Turns, tmp_path: Path) -> None:
+    """Only a regular file with the right sum counts, never one behind a link."""
+    with ExitStack() as stack:
+        stack.enter_context(turns.listed("low", immediate=False))
+        (tmp_path / f"{PREFIX}0000").write_bytes(b"tritome-turns 1 00000000\nx immediate\n")
+        (tmp_path / f"{PREFIX}0001").symlink_to(next(tmp_path.glob(f"{PREFIX}????????*")))
+        lists = Turn(Request("low"), tmp_path)._lists()
+        assert lists == [{"low": "other"}]
+    for name in ("0000", "0001"):
+        (tmp_path / f"{PREFIX}{name}").unlink()
+
+
+def test_an_id_that_could_break_the_list_is_refused(turns: Turns) -> None:
+    """A line break would list another request."""
+    with pytest.raises(ValueError, match="letters, digits"), turns.listed("a\nb", immediate=True):
+        pass
+
+
+def test_without_the_folder_everything_works_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line in the log; nothing is listed."""
+    turns = Turns(tmp_path / "nowhere")
+    with turns.listed("a", immediate=True):
+        assert not turns.works
+    turns.close()
+    assert "not paused" in "".join(capsys.readouterr())
+
+
+def test_a_lane_stays_free() -> None:
+    """With one lane for the others, the second of them waits for the first."""
+    lanes, inside = Lanes(), threading.Event()
+
+    def second() -> None:
+        with lanes.enter("lung_ct", 1):
+            inside.set()
+
+    with lanes.enter("lung_ct", 1):
+        thread = threading.Thread(target=second)
+        thread.start()
+        with lanes.enter("lung_ct", None), lanes.enter("other", 1):
+            assert not inside.wait(0.3)
+    thread.join(30)
+    assert inside.is_set()
