@@ -88,6 +88,7 @@ class TritonServer:
         self._heart: Heart | None = None
         self._failed_beats = 0
         self._next_beat_s = 0.0
+        self._stubs: dict[int, str] = {}  # process id -> its model, of those seen alive
         self.restarts = 0
         """How often the server was started again."""
         self.reloads = 0
@@ -220,6 +221,8 @@ class TritonServer:
             try:
                 if not self._alive():
                     self._restart("ended by itself")
+                elif (model := self._model_of_a_dead_stub()) is not None:
+                    self._reload(model)
                 elif time.monotonic() >= self._next_beat_s:
                     self._check()
                 backoff_s = 1.0
@@ -241,7 +244,7 @@ class TritonServer:
         if beat.failure is None:
             self._failed_beats = 0
         elif beat.dead_model is not None:
-            self._reload(heart, beat.dead_model)
+            self._reload(beat.dead_model)
         elif beat.busy:
             # Working on something large, or short of memory because of it: no reason to
             # kill it and the job with it. Idle and silent is another matter.
@@ -258,7 +261,30 @@ class TritonServer:
         if self._failed_beats >= TOO_MANY_BEATS:
             self._restart(f"doesn't compute any more ({failure})")
 
-    def _reload(self, heart: Heart, model: str) -> None:
+    def _model_of_a_dead_stub(self) -> str | None:
+        """Where one of several instances died, the others answer for it; this finds it anyway.
+
+        The server doesn't bury a killed stub, so it stays as a zombie; one that ended in order,
+        when its model was unloaded, is gone.
+        """
+        found: dict[int, str] = {}
+        dead: dict[int, str] = {}
+        with contextlib.suppress(psutil.Error, ServerFailed):
+            for child in psutil.Process(self.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if child.status() == psutil.STATUS_ZOMBIE:
+                        if child.pid in self._stubs:
+                            dead[child.pid] = self._stubs[child.pid]
+                    elif serves := model_of_stub(child.cmdline(), self._repository):
+                        found[child.pid] = serves
+        model = next(iter(dead.values()), None)
+        # Each is told once; loading a model again replaces all of its instances.
+        self._stubs = found | {pid: other for pid, other in dead.items() if other != model}
+        return model
+
+    def _reload(self, model: str) -> None:
+        heart = self._heart
+        assert heart is not None
         _log.warning("the stub of %s died; the model is loaded again", model)
         try:
             heart.reload(model)
@@ -309,3 +335,12 @@ class TritonServer:
         lines = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         telling = [line for line in lines if line.startswith("E") or "rror" in line] or lines
         return "\n" + "\n".join(telling[-8:])
+
+
+def model_of_stub(command: Sequence[str], repository: Path) -> str | None:
+    """The model that a stub of the Python backend serves; None for another process."""
+    root = f"{repository.resolve()}/"
+    for part in command:
+        if part.startswith(root) and part.endswith("/model.py"):
+            return part.removeprefix(root).partition("/")[0]
+    return None

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,44 @@ def a_postgresql() -> Iterator[str]:
             _run([pg_ctl, "-D", data, "-m", "immediate", "stop"], user)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class Postgresql:
+    """A private PostgreSQL that a test may kill and start again; a context manager."""
+
+    def __enter__(self) -> Postgresql:
+        self._folder = Path(tempfile.mkdtemp(prefix="tritome-pg-", dir="/tmp"))
+        self._user = _other_user(self._folder)
+        self._data = self._folder / "data"
+        self.url = f"postgresql+psycopg://tritome@/postgres?host={self._folder}"
+        initdb = [_program("initdb"), "-D", self._data, "-U", "tritome", "--auth=trust"]
+        _run([*initdb, "-E", "UTF8"], self._user)
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Starts it; what a killed one left may be in its way for a moment."""
+        options = f"-k {self._folder} -c listen_addresses='' -c fsync=off"
+        command = [_program("pg_ctl"), "-D", self._data, "-w", "-l", self._folder / "log"]
+        for attempt in range(50):
+            try:
+                _run([*command, "-o", options, "start"], self._user)
+            except subprocess.CalledProcessError:
+                assert attempt < 49, (self._folder / "log").read_text()
+                time.sleep(0.2)
+            else:
+                return
+
+    def kill(self) -> None:
+        """`kill -9` of the postmaster; its children end when they notice."""
+        os.kill(int((self._data / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            stop = [_program("pg_ctl"), "-D", self._data, "-m", "immediate", "stop"]
+            _run(stop, self._user)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class GatewayProcess:
     def jobs(self) -> list[Job]:
         """All jobs, oldest first."""
         with self._desk() as desk:
-            return sorted(desk.list_jobs(), key=lambda job: job.created_at_s)
+            return sorted(desk.list_jobs(limit=1000), key=lambda job: job.created_at_s)
 
     def story(self, job: Job) -> list[str]:
         """What happened to a job: `stage: note` per event."""
@@ -139,7 +139,8 @@ class GatewayProcess:
 
     @property
     def _database_url(self) -> str:
-        return f"sqlite:///{self.folder}/data/index.sqlite"
+        default = f"sqlite:///{self.folder}/data/index.sqlite"
+        return str(self.settings["store"].get("database-url", default))
 
     @contextmanager
     def _desk(self) -> Iterator[JobDesk]:

@@ -29,7 +29,7 @@ def dev_shm_as_before(
         prefixes: Only names that begin so count; other programs of the machine may use
             the place at the same time.
         settle_s: A process that was just stopped gets this long to clean up.
-        mapped_too: False lets what a living process maps stay: another server of the
+        mapped_too: False lets what a living process maps or has open stay: another server of the
             machine, started meanwhile. The test must then look for living processes itself.
     """
     before = dev_shm()
@@ -45,10 +45,12 @@ def dev_shm_as_before(
 
 
 def _mapped() -> set[str]:
-    """The names in /dev/shm that a living process maps."""
+    """The names in /dev/shm that a living process maps or has open."""
     names: set[str] = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):
             lines = maps.read_text(encoding="utf-8", errors="replace").splitlines()
             names |= {line.rpartition("/")[2] for line in lines if f" {DEV_SHM}/" in line}
+            opened = (str(fd.readlink()) for fd in maps.with_name("fd").iterdir())
+            names |= {name.rpartition("/")[2] for name in opened if name.startswith(f"{DEV_SHM}/")}
     return names
