@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
         ("store", store_app),
     ):
         app.add_typer(group, name=name, rich_help_panel=_PANEL)
+    app.command(rich_help_panel=_PANEL)(deliveries)
 
 
 @jobs_app.command("list")
@@ -164,6 +165,19 @@ def store_purge(
     from clients.commands.store import run_purge  # noqa: PLC0415
 
     run_purge(config, dry_run=dry_run)
+
+
+def deliveries(
+    config: Config = _CONFIG,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many lines.")] = 50,
+) -> None:
+    """Say what still waits to be sent, to whom, and why.
+
+    Example: [cyan]tritome deliveries[/]
+    """
+    from clients.commands.deliveries import run  # noqa: PLC0415
+
+    run(config, limit)
 
 
 @series_app.command("show")

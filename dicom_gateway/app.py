@@ -25,18 +25,20 @@ from dicom_gateway.assemble.ahead import Ahead
 from dicom_gateway.assemble.arena import Arena, remove_leftovers
 from dicom_gateway.assemble.decoders import DecoderPool
 from dicom_gateway.assemble.headers import Header, read_header
-from dicom_gateway.config import LOG_STYLE, GatewaySettings
+from dicom_gateway.auditing import Audit
+from dicom_gateway.config import LOG_LEVEL, LOG_STYLE, GatewaySettings
+from dicom_gateway.config_delivery import Addressee
 from dicom_gateway.database import open_database
-from dicom_gateway.deliver import Caretaker, Entries, Outbox
+from dicom_gateway.deliver import Caretaker, CommitmentReports, Entries, Outbox, Prover
 from dicom_gateway.errors import ConfigurationError, GatewayError
 from dicom_gateway.infer import TritonClient
 from dicom_gateway.infer.turns import Turns, remove_turns
 from dicom_gateway.jobs import JobQueue, Worker, admission
 from dicom_gateway.judge import Judge
-from dicom_gateway.observe import get_logger, set_up_logging
+from dicom_gateway.observe import get_logger, level_of, set_up_logging
 from dicom_gateway.processing import Processing
 from dicom_gateway.receive.scp import Receiver
-from dicom_gateway.receiving import commitments_of, receiving_child, spool_of
+from dicom_gateway.receiving import commitments_of, receiving_child, reports_of, spool_of
 from dicom_gateway.records import Arrival, Instance
 from dicom_gateway.store import InstanceStore, Retention, SeriesIndex
 from dicom_gateway.webside import WebSide
@@ -64,6 +66,7 @@ class Gateway:
         self._receiver: Receiver | None = None
         self._web: WebSide | None = None
         self._stopping = threading.Event()
+        self._audit: Audit | None = None
 
     @property
     def port(self) -> int:
@@ -106,8 +109,10 @@ class Gateway:
             lease_s=settings.jobs.lease_s,
             retry_first_s=settings.jobs.retry_first_s,
             retry_max_s=settings.jobs.retry_max_s,
+            addressee=Addressee(settings.results, settings.dicom.scu.destinations),
         )
-        entries = Entries(engine, folder, settings.dicom.scu)
+        audit = self._audit = Audit(settings, engine)
+        entries = Entries(engine, folder, settings.dicom.scu, audit.sent)
 
         # What a killed gateway left, before anything new begins.
         destinations = settings.dicom.scu.destinations
@@ -145,11 +150,9 @@ class Gateway:
             ahead=ahead,
             objects=settings.results,
         )
-        outboxes = [Outbox(entries, one, settings.dicom.scu.ae_title) for one in destinations]
+        outboxes = self._outboxes(entries, audit)
         judge = Judge(settings, engine, index, queue=queue, triton=triton, read_header=read)
-        self._start_workers(queue, process, partial(_wake, [*outboxes, caretaker]))
-        for outbox, destination in zip(outboxes, destinations, strict=True):
-            self._run_in_thread(f"outbox-{destination.name}", outbox.run, outbox.stop)
+        self._start_workers(queue, process, partial(_wake, [*outboxes, caretaker]), audit.job_ended)
         self._run_in_thread("caretaker", caretaker.run, caretaker.stop)
         if not settings.store.retention.is_off:
             retention = Retention(engine, folder, settings.store.retention)
@@ -164,6 +167,7 @@ class Gateway:
         def association_ended(association_id: str, in_order: bool) -> None:
             index.association_ended(association_id, in_order=in_order)
             judge.notify()
+            audit.received(association_id)
 
         receiver = Receiver(
             settings.dicom.scp,
@@ -173,6 +177,8 @@ class Gateway:
             commitments=commitments_of(settings, engine),
             child=receiving_child(settings),
             kept=kept,
+            reports=reports_of(settings, engine),
+            rejected=audit.turned_away,
         )
         receiver.start()
         self._receiver = receiver
@@ -183,11 +189,13 @@ class Gateway:
             keep=keep,
             association_ended=association_ended,
             health=lambda: dict.fromkeys(self.dead_threads(), "has died"),
+            heard=audit.heard,
         )
         if settings.pacs:
             self._log.info("recovered", fetches=web.recover())
         web.start()
         self._web = web
+        audit.started()
         for name, loop, stop in web.loops:
             self._run_in_thread(name, loop, stop)
 
@@ -198,6 +206,22 @@ class Gateway:
         ahead = Ahead(room, decoders, read)
         self._run_in_thread("ahead", ahead.run, ahead.stop)
         return ahead
+
+    def _outboxes(self, entries: Entries, audit: Audit) -> list[Outbox]:
+        """Starts an outbox and a prover for each destination, and what ships the audit trail."""
+        scu = self._settings.dicom.scu
+        reports = CommitmentReports(entries, scu.destinations)
+        outboxes = []
+        for one in scu.destinations:
+            prover = Prover(entries, one, scu, reports)
+            outbox = Outbox(entries, one, scu.ae_title, prover.notify, audit.sending)
+            for number in range(1, one.associations + 1):
+                self._run_in_thread(f"outbox-{one.name}-{number}", outbox.run, outbox.stop)
+            self._run_in_thread(f"proof-{one.name}", prover.run, prover.stop)
+            outboxes.append(outbox)
+        if audit.shipper is not None:
+            self._run_in_thread("audit", audit.shipper.run, audit.shipper.stop)
+        return outboxes
 
     def stop(self) -> None:
         """Closes the door, lets each thread end what it has in hand, and cleans up.
@@ -213,6 +237,8 @@ class Gateway:
             stop()
         for thread in self._threads:
             thread.join(GRACE_S)
+        if self._web is not None and self._audit is not None:  # it had started
+            self._audit.stopped()
         self._open.close()
 
     def dead_threads(self) -> list[str]:
@@ -227,12 +253,16 @@ class Gateway:
         return dead
 
     def _start_workers(
-        self, queue: JobQueue, process: Processing, finished: Callable[[], None]
+        self,
+        queue: JobQueue,
+        process: Processing,
+        finished: Callable[[], None],
+        ended: Callable[[str, str | None], None],
     ) -> None:
         names = [f"worker-{number}" for number in range(1, self._settings.jobs.workers + 1)]
-        workers = {name: Worker(queue, process, name, finished) for name in names}
+        workers = {name: Worker(queue, process, name, finished, ended) for name in names}
         # A study that can't wait never waits for a worker that is busy with one that can.
-        workers["express"] = Worker(queue, process, "express", finished, only_immediate=True)
+        workers["express"] = Worker(queue, process, "express", finished, ended, only_immediate=True)
         for name, worker in workers.items():
             self._run_in_thread(name, worker.run, worker.stop)
         listener = queue.listener()
@@ -268,7 +298,8 @@ def run(settings: GatewaySettings, ready_file: Path | None = None) -> int:
     """
     # 'tritome up' reads our lines through a pipe, and knows whether a person reads its own.
     for_people = sys.stderr.isatty() or os.environ.get(LOG_STYLE) == "console"
-    set_up_logging("console" if for_people else "json")
+    level = level_of(os.environ.get(LOG_LEVEL))
+    set_up_logging("console" if for_people else "json", level)
     log = get_logger(room="app")
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -333,7 +364,7 @@ def _connections(settings: GatewaySettings) -> int:
     """How many threads may ask the index at the same time."""
     receivers = settings.dicom.scp.max_associations
     jobs = 2 * (settings.jobs.workers + 1)  # each with the thread that keeps its lease
-    outboxes = len(settings.dicom.scu.destinations)
+    outboxes = sum(1 + one.associations for one in settings.dicom.scu.destinations)
     web = settings.web.stow.max_requests + 8 if settings.web.enabled else 0
     # judge, caretaker, start and stop, fetcher, catalogue, listener
     return receivers + jobs + outboxes + web + 7

@@ -7,40 +7,30 @@ over. Keys are kebab-case; unknown keys are refused with file, place and the nea
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from dicom_gateway.config_base import UID, AETitle, IPAddress, Port, Section
+from dicom_gateway.config_base import UID, AETitle, CertificateName, IPAddress, Port, Section
+from dicom_gateway.config_delivery import (
+    AuditSettings,
+    ResultSettings,
+    ScuSettings,
+    nearest,
+)
 from dicom_gateway.config_errors import explain, keys_written_twice, where_yaml_breaks
 from dicom_gateway.config_routing import RoutingSettings, names_title
 from dicom_gateway.config_web import PacsPeer, WebSettings
 from dicom_gateway.errors import ConfigurationError
-from dicom_gateway.records import ObjectKind, Priority
+from dicom_gateway.records import Priority
 
+LOG_LEVEL = "TRITOME_LOG_LEVEL"
+"""Environment variable: `debug` says more; patients stay out of the log all the same."""
 LOG_STYLE = "TRITOME_LOG"
 """Environment variable: `console` for lines that people read, where stderr is no terminal."""
-
-
-def _certificate(value: str) -> str:
-    digest = value.removeprefix("sha256:").replace(":", "").lower()
-    if re.fullmatch(r"[0-9a-f]{64}", digest):
-        return digest
-    if not re.fullmatch(r"[^\s=,/]{1,253}", value):
-        msg = (
-            "name a certificate by its SHA-256 fingerprint (openssl x509 -fingerprint -sha256) or "
-            "by its common name or a DNS name in it, without spaces"
-        )
-        raise ValueError(msg)
-    return value
-
-
-CertificateName = Annotated[str, AfterValidator(_certificate)]
 
 
 class Source(Section):
@@ -135,25 +125,6 @@ class ScpSettings(Section):
         return self
 
 
-class Destination(Section):
-    """A peer that we send to."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-    host_ip: str
-    port: Port
-    ae_title: AETitle
-
-
-class ScuSettings(Section):
-    """The sending side."""
-
-    ae_title: AETitle = "TRITOME"
-    destinations: tuple[Destination, ...] = ()
-    retry_first_s: Annotated[float, Field(gt=0)] = 2.0
-    retry_max_s: Annotated[float, Field(gt=0)] = 300.0
-    give_up_after_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
-
-
 class DicomSettings(Section):
     """Both DICOM sides."""
 
@@ -227,15 +198,6 @@ class CompletenessSettings(Section):
     nothing says how many series there are."""
 
 
-class ResultSettings(Section):
-    """Which DICOM objects are made of a pipeline's outputs."""
-
-    objects: tuple[ObjectKind, ...] = Field(
-        (ObjectKind.SEGMENTATION, ObjectKind.STRUCTURED_REPORT), min_length=1
-    )
-    """Those that the outputs can't give (contours of a classification) are left out."""
-
-
 class JobSettings(Section):
     """How jobs are claimed and tried again."""
 
@@ -285,6 +247,7 @@ class GatewaySettings(Section):
     jobs: JobSettings = JobSettings()
     results: Mapping[str, ResultSettings] = {}
     """By pipeline; one that isn't named has the defaults."""
+    audit: AuditSettings = AuditSettings()
     routing: RoutingSettings = RoutingSettings()
     web: WebSettings = WebSettings()
     pacs: tuple[PacsPeer, ...] = ()
@@ -302,11 +265,9 @@ class GatewaySettings(Section):
         for title in self.dicom.scp.ae_titles:
             for name in title.destinations:
                 if name not in known:
-                    near = difflib.get_close_matches(name, known, n=1)
-                    hint = f"; did you mean '{near[0]}'?" if near else ""
                     msg = (
                         f"dicom.scp.ae-titles: '{title.ae_title}' sends to '{name}', which is "
-                        f"not among dicom.scu.destinations{hint}"
+                        f"not among dicom.scu.destinations{nearest(name, known)}"
                     )
                     raise ValueError(msg)
         if self.dicom.scp.reject_unknown_sources and not self.dicom.scp.sources:
@@ -325,10 +286,9 @@ class GatewaySettings(Section):
             place = f"routing.rules.{number}"
             for name in rule.destinations or ():
                 if name not in known:
-                    near = difflib.get_close_matches(name, known, n=1)
-                    hint = f"; did you mean '{near[0]}'?" if near else ""
                     msg = (
-                        f"{place}.destinations: '{name}' is not among dicom.scu.destinations{hint}"
+                        f"{place}.destinations: '{name}' is not among "
+                        f"dicom.scu.destinations{nearest(name, known)}"
                     )
                     raise ValueError(msg)
             if not any(names_title(rule.called, title) for title in titles):
@@ -347,6 +307,27 @@ class GatewaySettings(Section):
                     "pipelines, or write a rule for it under routing.rules"
                 )
                 raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _results_have_takers(self) -> GatewaySettings:
+        known = {one.name: one for one in self.dicom.scu.destinations}
+        for pipeline, settings in self.results.items():
+            for kind, names in settings.destinations.items():
+                place = f"results.{pipeline}.destinations.{kind.value}"
+                for name in names:
+                    if name not in known:
+                        msg = (
+                            f"{place}: '{name}' is not among "
+                            f"dicom.scu.destinations{nearest(name, list(known))}"
+                        )
+                        raise ValueError(msg)
+                    if not known[name].takes(kind):
+                        msg = (
+                            f"{place}: '{name}' doesn't take this kind; add it to its objects "
+                            "under dicom.scu.destinations"
+                        )
+                        raise ValueError(msg)
         return self
 
     @model_validator(mode="after")
@@ -415,6 +396,7 @@ def load_settings(path: Path) -> GatewaySettings:
     parent = path.resolve().parent
     return settings.model_copy(
         update={
+            "audit": _files_beside(settings.audit, parent),
             "dicom": _files_beside(settings.dicom, parent),
             "web": _files_beside(settings.web, parent),
             "pacs": _files_beside(settings.pacs, parent),

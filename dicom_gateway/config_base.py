@@ -29,8 +29,22 @@ def _ip_address(value: str) -> str:
         raise ValueError(msg) from error
 
 
+def _certificate(value: str) -> str:
+    digest = value.removeprefix("sha256:").replace(":", "").lower()
+    if re.fullmatch(r"[0-9a-f]{64}", digest):
+        return digest
+    if not re.fullmatch(r"[^\s=,/]{1,253}", value):
+        msg = (
+            "name a certificate by its SHA-256 fingerprint (openssl x509 -fingerprint -sha256) or "
+            "by its common name or a DNS name in it, without spaces"
+        )
+        raise ValueError(msg)
+    return value
+
+
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 IPAddress = Annotated[str, AfterValidator(_ip_address)]
+CertificateName = Annotated[str, AfterValidator(_certificate)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 UID = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)+$", max_length=64)]
 

@@ -211,7 +211,13 @@ deliveries = sa.Table(
     sa.Column("not_before_s", sa.Double, nullable=False),
     sa.Column("delivered_at_s", sa.Double),
     sa.Column("last_error", sa.Text),
+    sa.Column("refusals", sa.Integer, nullable=False, default=0),
+    sa.Column("losses", sa.Integer, nullable=False, default=0),
+    sa.Column("sent_at_s", sa.Double),  # the peer accepted it
+    sa.Column("proof_tries", sa.Integer, nullable=False, default=0),
+    sa.Column("proof_uid", sa.String(64)),  # Transaction UID of the commitment asked for
     sa.UniqueConstraint("sop_instance_uid", "destination"),
+    sa.Index("ix_deliveries_proof", "proof_uid"),
     sa.Index("ix_deliveries_due", "destination", "state", "not_before_s"),
 )
 

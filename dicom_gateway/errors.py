@@ -12,6 +12,8 @@
     │   ├── DatabaseUnavailable
     │   ├── PeerUnavailable
     │   └── DestinationUnavailable
+    │       ├── DestinationUnreachable
+    │       └── NotUnderstood
     └── Permanent    trying again gives the same; a person must look
         ├── ConfigurationError
         ├── UnusableSeries       missing_slices, several_orientations, ...
@@ -23,7 +25,8 @@
         ├── GaveUp
         ├── LeaseLost
         ├── PeerRefused
-        └── DestinationRefused
+        ├── DestinationRefused
+        └── DestinationLost
 
 Each carries a `code` (stable, snake_case, for machines) and a sentence that says what to
 do next (for people). Neither ever holds a patient attribute: UIDs, numbers and tag names
@@ -143,6 +146,24 @@ class DestinationUnavailable(Retryable):
     code = "destination_unavailable"
 
 
+class DestinationUnreachable(DestinationUnavailable):
+    """No connection or no association: nothing at all can be sent there now.
+
+    Args:
+        message: As ever.
+        is_lasting: It won't pass by itself (an AE title or a certificate isn't known there),
+            so asking again quickly is of no use.
+    """
+
+    def __init__(self, message: str, *, is_lasting: bool = False) -> None:
+        super().__init__(message)
+        self.is_lasting = is_lasting
+
+
+class NotUnderstood(DestinationUnavailable):
+    """The destination says that it can't understand the object; believed after a few tries."""
+
+
 class Permanent(GatewayError):
     """Trying again gives the same; the job goes to the failed list."""
 
@@ -218,3 +239,9 @@ class DestinationRefused(Permanent):
     """The destination answered with a failure that a repetition won't change."""
 
     code = "destination_refused"
+
+
+class DestinationLost(Permanent):
+    """The destination accepted the object and doesn't have it, or never proves that it does."""
+
+    code = "destination_lost"

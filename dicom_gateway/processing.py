@@ -25,7 +25,8 @@ from dicom_gateway.assemble.plan import VolumePlan, plan_images, plan_volumes
 from dicom_gateway.assemble.policy import allowance
 from dicom_gateway.assemble.resample import land
 from dicom_gateway.assemble.volume import assemble, source_pixels
-from dicom_gateway.config import AssemblySettings, ResultSettings
+from dicom_gateway.config import AssemblySettings
+from dicom_gateway.config_delivery import ResultSettings
 from dicom_gateway.encode import encode_results
 from dicom_gateway.encode.keeping import HELD
 from dicom_gateway.errors import UnusableSeries

@@ -4,7 +4,8 @@ In: gateway.yaml's settings. Out: `keep` and storage commitment for `receive`; a
 (`python -m dicom_gateway.receiving`), one of several processes on one port. What survives a
 crash is in the store.
 
-Part of `app.py`, in a file of its own: it knows receive and store, which don't know each other.
+Part of `app.py`, in a file of its own: it knows receive, store and deliver, which don't know each
+other.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from dicom_gateway.config import LOG_STYLE, GatewaySettings
+from dicom_gateway.config import LOG_LEVEL, LOG_STYLE, GatewaySettings
 from dicom_gateway.database import instances, open_database, reading
-from dicom_gateway.observe import get_logger, set_up_logging
+from dicom_gateway.deliver import CommitmentReports, Entries
+from dicom_gateway.deliver.commitment import read_report
+from dicom_gateway.observe import get_logger, level_of, set_up_logging
 from dicom_gateway.receive.commitment import Commitments, Holdings
 from dicom_gateway.receive.host import AssociationHost
 from dicom_gateway.receive.incoming import Spool
@@ -29,6 +32,7 @@ from dicom_gateway.receive.processes import (
     receive_greeting,
     serve_connections,
 )
+from dicom_gateway.receive.reports import Reports
 from dicom_gateway.records import Arrival, Instance
 from dicom_gateway.store import InstanceStore
 
@@ -44,6 +48,25 @@ def spool_of(settings: GatewaySettings) -> Spool:
 def commitments_of(settings: GatewaySettings, engine: sa.Engine) -> Commitments:
     """Storage commitment, answered from the index and the files that it names."""
     return Commitments(engine, holdings_of(engine, settings.store.folder.resolve()))
+
+
+def reports_of(settings: GatewaySettings, engine: sa.Engine) -> Reports | None:
+    """What PACS report on our own results; None where none is asked to.
+
+    Any receiving process may get a report: what it says goes to the delivery rows.
+    """
+    scu = settings.dicom.scu
+    asked = [one for one in scu.destinations if one.confirm == "storage-commitment"]
+    if not asked:
+        return None
+    noted = CommitmentReports(
+        Entries(engine, settings.store.folder.resolve(), scu), scu.destinations
+    )
+    return Reports(
+        called_ae_title=scu.ae_title,
+        calling_ae_titles=frozenset(one.proof_place.ae_title for one in asked),
+        take=lambda information: noted.take(read_report(information)),
+    )
 
 
 def holdings_of(engine: sa.Engine, folder: Path) -> Holdings:
@@ -86,7 +109,8 @@ def main(arguments: Sequence[str]) -> int:
     """A receiving process; its one argument is the file descriptor of its line."""
     with socket.socket(fileno=int(arguments[0])) as line:
         settings = GatewaySettings.model_validate_json(receive_greeting(line))
-        set_up_logging("console" if _for_people() else "json")
+        level = level_of(os.environ.get(LOG_LEVEL))
+        set_up_logging("console" if _for_people() else "json", level)
         log = get_logger(room="receive")
         scp = settings.dicom.scp
         engine = open_database(settings.database_url, scp.max_associations + 1)
@@ -110,6 +134,7 @@ def main(arguments: Sequence[str]) -> int:
                 desk,
                 spool=spool_of(settings),
                 commitments=commitments_of(settings, engine),
+                reports=reports_of(settings, engine),
             )
             serve_connections(line, desk, host.begin)
             host.stop(_GRACE_S)

@@ -379,13 +379,22 @@ class DeliveryState(StrEnum):
     """One result on its way to one destination."""
 
     WAITING = "waiting"
+    SENT = "sent"
+    """Accepted by the peer; the proof that it has it is still to come."""
     DELIVERED = "delivered"
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One entry of a destination's outbox."""
+    """One entry of a destination's outbox.
+
+    Attributes:
+        refusals: How often the peer didn't understand the object.
+        losses: How often it had accepted the object and didn't have it.
+        proof_tries: How often it was asked for a proof since it accepted the object.
+        sent_age_s: Since it accepted the object; None where it hasn't.
+    """
 
     delivery_id: int
     job_id: str
@@ -395,6 +404,10 @@ class Delivery:
     attempts: int
     not_before_s: float
     last_error: str | None = None
+    refusals: int = 0
+    losses: int = 0
+    proof_tries: int = 0
+    sent_age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from dicom_gateway.records import Arrival, Instance
 from dicom_gateway.store.docket import Docket
 from dicom_gateway.web import Catalogue, WebServer, build_application, dicomweb, health
 from dicom_gateway.web.guard import read_token
-from dicom_gateway.web.ports import Health
+from dicom_gateway.web.ports import Health, Heard
 
 
 class Loop(NamedTuple):
@@ -49,6 +49,7 @@ class WebSide:
         keep: Makes an object durable, as for C-STORE.
         association_ended: As for C-STORE.
         health: What is not well, for /health.
+        heard: Told of each request, for the audit trail.
 
     Raises:
         ConfigurationError: a token, certificate or key can't be used.
@@ -62,8 +63,10 @@ class WebSide:
         keep: Callable[[Arrival], Instance],
         association_ended: Callable[[str, bool], None],
         health: Health,
+        heard: Heard = lambda *_request: None,
     ) -> None:
         self._settings = settings
+        self._heard = heard
         folder = settings.store.folder.resolve()
         self._intake = BodyIntake(
             folder / "incoming",
@@ -128,7 +131,7 @@ class WebSide:
                 web, catalogue, partial(self._intake.open, limits=self._limits), titles
             ),
         )
-        return WebServer(web, application)
+        return WebServer(web, application, self._heard)
 
     def _add_fetcher(self, engine: sa.Engine) -> None:
         docket = Docket(engine)

@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 
 from clients.console import out
 from clients.errors import ClientError
-from dicom_gateway.config import load_settings
+from dicom_gateway.config import GatewaySettings, load_settings
 from dicom_gateway.database import now_s, open_database, transaction
 from dicom_gateway.jobs.desk import JobDesk
 from dicom_gateway.jobs.supersession import WITHDRAWN
@@ -40,6 +40,20 @@ _SHORT = 8
 _ALL = 1 << 31
 
 
+def open_index(settings: GatewaySettings) -> sa.Engine:
+    """The index of a gateway that has run.
+
+    Raises:
+        ClientError: there is none yet.
+    """
+    url = make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        # Opening it would make an empty one, and look as if nothing had ever come.
+        msg = f"there is no index yet at {url.database}; has this gateway ever run?"
+        raise ClientError(msg)
+    return open_database(settings.database_url)
+
+
 class Index:
     """A gateway's index, opened for a person.
 
@@ -51,12 +65,7 @@ class Index:
 
     def __init__(self, config: Path) -> None:
         settings = load_settings(config)
-        url = make_url(settings.database_url)
-        if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-            # Opening it would make an empty one, and look as if nothing had ever come.
-            msg = f"there is no index yet at {url.database}; has this gateway ever run?"
-            raise ClientError(msg)
-        self._engine = open_database(settings.database_url)
+        self._engine = open_index(settings)
         self.desk = JobDesk(self._engine, settings.store.folder)
         self.series = SeriesIndex(self._engine, settings.store.folder)
         self.docket = Docket(self._engine)

@@ -197,7 +197,7 @@ class JobDesk:
                 deliveries.update()
                 .where(
                     deliveries.c.job_id == job_id,
-                    deliveries.c.state == DeliveryState.WAITING.value,
+                    deliveries.c.state.in_([DeliveryState.WAITING.value, DeliveryState.SENT.value]),
                 )
                 .values(state=DeliveryState.FAILED.value, last_error="cancelled by a person")
             )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import random
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,18 @@ from dicom_gateway.jobs.rows import (
 )
 from dicom_gateway.jobs.shares import WEIGHTS, hold_turns, take_turn
 from dicom_gateway.jobs.supersession import supersede_older, withdraw
-from dicom_gateway.records import DeliveryState, Job, JobState, Priority, Result, Series
+from dicom_gateway.records import (
+    OBJECT_KIND_OF_SOP_CLASS,
+    DeliveryState,
+    Job,
+    JobState,
+    ObjectKind,
+    Priority,
+    Result,
+    Series,
+)
+
+Addressee = Callable[[str, ObjectKind | None, Sequence[str]], Sequence[str]]
 
 
 class JobQueue(JobDesk):
@@ -58,6 +69,8 @@ class JobQueue(JobDesk):
         lease_s: How long a claim holds without being renewed.
         retry_first_s: Wait after the first retryable error; doubles with each attempt.
         retry_max_s: Longest wait between two attempts.
+        addressee: Pipeline, kind of object and the job's destinations -> where a result of
+            that kind goes; to all of them where not given.
     """
 
     def __init__(
@@ -68,11 +81,13 @@ class JobQueue(JobDesk):
         lease_s: float = 30.0,
         retry_first_s: float = 1.0,
         retry_max_s: float = 60.0,
+        addressee: Addressee = lambda _pipeline, _kind, asked: tuple(asked),
     ) -> None:
         super().__init__(engine, folder)
         self.lease_s = lease_s
         self._retry_first_s = retry_first_s
         self._retry_max_s = retry_max_s
+        self._addressee = addressee
         self._news = News()
 
     # In -----------------------------------------------------------------------------
@@ -302,7 +317,15 @@ class JobQueue(JobDesk):
         Raises:
             LeaseLost: another worker holds the job, or a person cancelled it.
         """
-        waits = bool(made and job.destinations)
+        to = {
+            result.sop_instance_uid: self._addressee(
+                job.pipeline,
+                OBJECT_KIND_OF_SOP_CLASS.get(result.sop_class_uid),
+                job.destinations,
+            )
+            for result in made
+        }
+        waits = any(to.values())
         state = JobState.DELIVERING if waits else JobState.DELIVERED
         with transaction(self._engine) as connection:
             self._leave_running(
@@ -322,7 +345,7 @@ class JobQueue(JobDesk):
                         size_bytes=result.size_bytes,
                     )
                 )
-                for destination in job.destinations:
+                for destination in to[result.sop_instance_uid]:
                     connection.execute(
                         insert_or_skip(connection, deliveries).values(
                             job_id=job.job_id,
@@ -337,7 +360,15 @@ class JobQueue(JobDesk):
             # Those of an earlier attempt, where a retried job had to make its results again.
             revive_deliveries(connection, job.job_id)
             if not waits:
-                write_event(connection, job.job_id, "delivered", "no destination is configured")
+                nowhere = (
+                    "no destination takes its results" if made else "it has no results to send"
+                )
+                write_event(
+                    connection,
+                    job.job_id,
+                    "delivered",
+                    nowhere if job.destinations else "no destination is configured",
+                )
         return state
 
     def fail(self, job: Job, error: GatewayError) -> None:

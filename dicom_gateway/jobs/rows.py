@@ -126,6 +126,11 @@ def revive_deliveries(connection: sa.Connection, job_id: str) -> int:
         .values(
             state=DeliveryState.WAITING.value,
             attempts=0,
+            refusals=0,
+            losses=0,
+            proof_tries=0,
+            proof_uid=None,
+            sent_at_s=None,
             created_at_s=now_s(),
             not_before_s=now_s(),
         )

@@ -105,7 +105,7 @@ def _supersede(connection: sa.Connection, job_id: str, state: JobState, successo
         deliveries.update()
         .where(
             deliveries.c.job_id == job_id,
-            deliveries.c.state == DeliveryState.WAITING.value,
+            deliveries.c.state.in_([DeliveryState.WAITING.value, DeliveryState.SENT.value]),
         )
         .values(state=DeliveryState.FAILED.value, last_error=f"superseded: {heir}")
     ).rowcount

@@ -87,6 +87,8 @@ class Worker:
         process: Makes the results; raises an error of `errors.py` where it can't.
         name: Tells the workers of one process apart in the log.
         finished: Called after a job's results are committed (wakes the outboxes).
+        ended: Called with the job's id when it has made its results (None), or failed (the
+            code of why).
         only_immediate: An express worker: it leaves all other jobs to the others, so that an
             immediate one never waits for a worker.
     """
@@ -97,6 +99,7 @@ class Worker:
         process: Process,
         name: str = "worker-1",
         finished: Callable[[], None] = lambda: None,
+        ended: Callable[[str, str | None], None] = lambda _job_id, _failure: None,
         *,
         only_immediate: bool = False,
     ) -> None:
@@ -105,6 +108,7 @@ class Worker:
         self._owner = this_process()
         self._finished = finished
         self._only_immediate = only_immediate
+        self._ended = ended
         self._stopping = threading.Event()
         self._run: JobRun | None = None
         self._log = get_logger(worker=name)
@@ -151,6 +155,7 @@ class Worker:
             state = self._queue.finish(job, made)
             log.info("job_processed", state=state.value, results=len(made))
             self._finished()
+            self._ended(job.job_id, None)
         except LeaseLost as error:
             log.warning("lease_lost", reason=str(error))
         except Retryable as error:
@@ -197,6 +202,7 @@ class Worker:
                 code=GaveUp.code,
                 reason=str(error),
             )
+            self._ended(run.job.job_id, GaveUp.code)
             return
         self._log.warning(
             "job_waits",
@@ -219,6 +225,7 @@ class Worker:
             code=error.code,
             reason=str(error),
         )
+        self._ended(run.job.job_id, error.code)
 
     def _keep_lease(self, run: JobRun, done: threading.Event) -> None:
         # Its own thread: a decode or an inference that takes minutes doesn't cost the job.

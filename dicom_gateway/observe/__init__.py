@@ -1,5 +1,5 @@
 """Logs without patients, and the health of the processes."""
 
-from dicom_gateway.observe.logging import get_logger, set_up_logging
+from dicom_gateway.observe.logging import get_logger, level_of, set_up_logging
 
-__all__ = ["get_logger", "set_up_logging"]
+__all__ = ["get_logger", "level_of", "set_up_logging"]

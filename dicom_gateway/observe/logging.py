@@ -54,6 +54,11 @@ def _configure(style: Literal["json", "console"], level: int) -> None:
     )
 
 
+def level_of(said: str | None) -> int:
+    """A level by its name in the environment; INFO where it says nothing known."""
+    return logging.DEBUG if (said or "").lower() == "debug" else logging.INFO
+
+
 def get_logger(**context: Any) -> FilteringBoundLogger:
     """A logger that adds `context` to each of its events."""
     return cast(FilteringBoundLogger, structlog.get_logger(**context))

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from dicom_gateway.config import ScpSettings, Source
 from dicom_gateway.observe.logging import get_logger
+from dicom_gateway.receive.reports import Reports
 from dicom_gateway.tls import PeerCertificate
 
 _TELL_EVERY_S = 1.0
@@ -68,8 +69,9 @@ class GuestList:
     from those that have something to say.
     """
 
-    def __init__(self, settings: ScpSettings) -> None:
+    def __init__(self, settings: ScpSettings, reports: Reports | None = None) -> None:
         self._settings = settings
+        self._reports = reports
         self._called = {title.ae_title for title in settings.ae_titles}
         self._guests: dict[str, tuple[str, str]] = {}  # association -> calling title, address
         self._lock = threading.Lock()
@@ -84,9 +86,13 @@ class GuestList:
         certificate: PeerCertificate | None = None,
     ) -> Rejection | None:
         """Admits an association, which then counts until `leave`, or says why not."""
-        if called_ae_title not in self._called:
+        # A PACS that we asked for storage commitment calls the title that had asked.
+        is_report = self._reports is not None and self._reports.expects(
+            called_ae_title, calling_ae_title
+        )
+        if called_ae_title not in self._called and not is_report:
             return CALLED_NOT_RECOGNISED
-        if not self._knows(calling_ae_title, host_ip, certificate):
+        if not is_report and not self._knows(calling_ae_title, host_ip, certificate):
             return CALLING_NOT_RECOGNISED
         address = str(_plain(host_ip))
         with self._lock:
@@ -206,15 +212,24 @@ class FrontDesk:
         settings: `dicom.scp` of gateway.yaml.
         association_ended: Called once for each association that had been admitted, with its
             id and whether it was released.
+        reports: Who else may come in, to report on storage commitment only.
+        rejected: Called with calling title, called title, address and reason of each
+            association that was turned away.
     """
 
     def __init__(
-        self, settings: ScpSettings, association_ended: Callable[[str, bool], None]
+        self,
+        settings: ScpSettings,
+        association_ended: Callable[[str, bool], None],
+        *,
+        reports: Reports | None = None,
+        rejected: Callable[[str, str, str, str], None] = lambda *_who: None,
     ) -> None:
         self.waiting = WaitingRoom(
             settings.max_pending_connections, settings.max_pending_per_address
         )
-        self._guests = GuestList(settings)
+        self._guests = GuestList(settings, reports)
+        self._rejected = rejected
         self._association_ended = association_ended
 
     def admit(
@@ -240,6 +255,7 @@ class FrontDesk:
         if rejection is not None:
             # It stays in the waiting room until the peer has heard it and is gone.
             told.warning("association rejected", reason=rejection.words)
+            self._rejected(calling_ae_title, called_ae_title, host_ip, rejection.words)
             return rejection
         self.waiting.leave(association_id)
         told.info("association accepted", association_id=association_id)

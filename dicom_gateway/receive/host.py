@@ -37,6 +37,7 @@ from dicom_gateway.receive.incoming import Incoming, Spool
 from dicom_gateway.receive.limits import LimitedAssociation
 from dicom_gateway.receive.listener import Connection
 from dicom_gateway.receive.offers import STORAGE_COMMITMENT, VERIFICATION, offers
+from dicom_gateway.receive.reports import Reports
 from dicom_gateway.records import Arrival, Instance
 from dicom_gateway.tls import server_context
 
@@ -45,6 +46,7 @@ OUT_OF_RESOURCES = 0xA700
 CANNOT_UNDERSTAND = 0xC000
 COMMENT_CHARACTERS = 64
 """Error Comment (0000,0902) is a long string (PS3.7 C.1, PS3.5 6.2)."""
+_WITHOUT_OBJECTS = (VERIFICATION, STORAGE_COMMITMENT)
 _COLLECT_EVERY_S = 30.0
 
 
@@ -59,6 +61,7 @@ class AssociationHost:
         desk: Asked whether an association may come in, told when its connection is closed.
         spool: Where large data sets stay while they come; in memory where not given.
         commitments: Answers storage commitment; not offered where not given.
+        reports: Takes what peers report on our own results.
 
     Raises:
         ConfigurationError: TLS is asked for and can't work.
@@ -72,12 +75,15 @@ class AssociationHost:
         *,
         spool: Spool | None = None,
         commitments: Commitments | None = None,
+        reports: Reports | None = None,
     ) -> None:
         self.settings = settings
         self.spool = spool
         self._keep = keep
         self._desk = desk
         self._commitments = commitments if settings.storage_commitment else None
+        self._reports = reports
+        self._titles = frozenset(title.ae_title for title in settings.ae_titles)
         self._tls: ssl.SSLContext | None = None
         if settings.tls is not None:
             self._tls = server_context(
@@ -158,8 +164,12 @@ class AssociationHost:
             return self._serve_store(association, request, context)
         if isinstance(message, C_ECHO):
             return _answer_echo(association, request, context)
+        if context.abstract_syntax != STORAGE_COMMITMENT:
+            return False
+        if isinstance(message, N_EVENT_REPORT) and request.MessageID is not None:
+            return self._serve_report(association, request, context)
         talk: CommitmentTalk | None = association.talk
-        if talk is None or context.abstract_syntax != STORAGE_COMMITMENT:
+        if talk is None:
             return False
         if isinstance(message, N_ACTION):
             return talk.take_request(request, context)
@@ -190,13 +200,34 @@ class AssociationHost:
             return
         association.is_admitted = True
         association.acceptor.ae_title = called
-        association.acceptor.supported_contexts = offers(
+        is_ours = called in self._titles
+        offered = offers(
             association.requestor.requested_contexts,
             private_sop_classes=self.settings.private_sop_classes,
-            storage_commitment=self._commitments is not None,
+            storage_commitment=self._commitments is not None or self._reports is not None,
         )
-        if self._commitments is not None:
+        if not is_ours:  # it comes to report, and for nothing else
+            offered = [c for c in offered if c.abstract_syntax in _WITHOUT_OBJECTS]
+        if self._reports is not None:
+            for one in offered:
+                if one.abstract_syntax == STORAGE_COMMITMENT:
+                    one.scu_role = one.scp_role = True  # either side may be the provider
+        association.acceptor.supported_contexts = offered
+        if self._commitments is not None and is_ours:
             association.talk = CommitmentTalk(association, self._commitments, called, calling)
+
+    def _serve_report(
+        self, association: LimitedAssociation, request: Any, context: PresentationContext
+    ) -> bool:
+        """Takes a report on what we have sent; False where nobody here sends anything."""
+        if (
+            self._reports is None
+            or request.AffectedSOPClassUID is None
+            or request.AffectedSOPInstanceUID is None
+        ):
+            return False
+        association.answer(self._reports.answer_to(request, context), context)
+        return True
 
     def _serve_store(
         self, association: LimitedAssociation, request: Any, context: PresentationContext

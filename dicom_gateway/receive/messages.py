@@ -1,7 +1,8 @@
 """Receive, messages: fragments become requests of bounded size, of the kinds that are welcome.
 
-In: presentation data values. Out: C-ECHO, C-STORE and N-ACTION requests and answers to our
-reports; the data set of a C-STORE as `Incoming`. Anything else ends the association.
+In: presentation data values. Out: C-ECHO, C-STORE, N-ACTION and N-EVENT-REPORT requests
+and answers to our reports; the data set of a C-STORE as `Incoming`. Anything else ends the
+association.
 
 Source: PS3.8 Annex E (message fragments), PS3.7 6.3 (commands).
 """
@@ -20,6 +21,7 @@ from pynetdicom.dimse_messages import (
     C_ECHO_RQ,
     C_STORE_RQ,
     N_ACTION_RQ,
+    N_EVENT_REPORT_RQ,
     N_EVENT_REPORT_RSP,
     DIMSEMessage,
 )
@@ -31,7 +33,7 @@ from dicom_gateway.receive.incoming import Incoming, Spool
 _COMMAND_LIMIT_BYTES = 64 * 1024
 """A command set (PS3.7 E) has a few hundred bytes."""
 _INFORMATION_LIMIT_BYTES = 4 * 1024 * 1024
-"""Of an N-ACTION: a storage commitment of 20,000 instances."""
+"""Of an N-ACTION or N-EVENT-REPORT: a storage commitment of 20,000 instances."""
 
 
 class _Unwelcome(Exception):
@@ -141,7 +143,7 @@ class LimitedDimse(DIMSEServiceProvider):
         assert message is not None
         if isinstance(message, C_STORE_RQ):
             incoming = Incoming(self._spool, self._instance_limit_bytes)
-        elif isinstance(message, N_ACTION_RQ | N_EVENT_REPORT_RSP):
+        elif isinstance(message, N_ACTION_RQ | N_EVENT_REPORT_RQ | N_EVENT_REPORT_RSP):
             incoming = Incoming(None, _INFORMATION_LIMIT_BYTES)
         elif isinstance(message, C_ECHO_RQ | C_CANCEL_RQ):
             incoming = Incoming(None, 0)

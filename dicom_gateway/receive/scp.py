@@ -21,6 +21,7 @@ from dicom_gateway.receive.listener import Listener
 from dicom_gateway.receive.offers import TRANSFER_SYNTAXES
 from dicom_gateway.receive.processes import Child, Processes
 from dicom_gateway.receive.reporter import Reporter
+from dicom_gateway.receive.reports import Reports
 from dicom_gateway.records import Arrival, Instance
 
 __all__ = ["TRANSFER_SYNTAXES", "Receiver"]
@@ -42,6 +43,8 @@ class Receiver:
         commitments: Answers storage commitment; not offered where not given.
         child: What to start where `settings.processes` asks for several.
         kept: Told the path of each object that a child has kept.
+        reports: Takes what peers report on our own results.
+        rejected: Called for each association that was turned away; see `FrontDesk`.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class Receiver:
         commitments: Commitments | None = None,
         child: Child | None = None,
         kept: Callable[[Path], None] = lambda _path: None,
+        reports: Reports | None = None,
+        rejected: Callable[[str, str, str, str], None] = lambda *_who: None,
     ) -> None:
         self._settings = settings
         self._keep = keep
@@ -62,7 +67,8 @@ class Receiver:
         self._spool = spool
         self._commitments = commitments
         self._child = child
-        self._desk = FrontDesk(settings, self._on_ended)
+        self._reports = reports
+        self._desk = FrontDesk(settings, self._on_ended, reports=reports, rejected=rejected)
         self._log = get_logger(room="receive")
         self._host: AssociationHost | Processes | None = None
         self._listener: Listener | None = None
@@ -140,6 +146,7 @@ class Receiver:
             self._desk,
             spool=self._spool,
             commitments=self._commitments,
+            reports=self._reports,
         )
 
     def _on_ended(self, association_id: str, in_order: bool) -> None:

@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dicom_gateway.config_web import WebCaller, WebSettings
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.web.answers import HttpError
+from dicom_gateway.web.ports import Heard
 
 OPEN_TO_ALL = frozenset(("/health",))
 _LEAST_TOKEN_CHARACTERS = 16
@@ -57,15 +59,21 @@ class Guard:
         app: What lies behind.
         settings: `web` of gateway.yaml; its token files are read here.
         certificates: (address, port) of a connection -> SHA-256 of its client certificate.
+        heard: Told of each request that was answered or turned away.
 
     Raises:
         ConfigurationError: a token can't be read or is too short.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: WebSettings, certificates: dict[tuple[str, int], str]
+        self,
+        app: ASGIApp,
+        settings: WebSettings,
+        certificates: dict[tuple[str, int], str],
+        heard: Heard = lambda *_request: None,
     ) -> None:
         self._app = app
+        self._heard = heard
         self._certificates = certificates
         self._known = [_known(caller) for caller in settings.callers]
         self._nobody_listed = None
@@ -88,9 +96,26 @@ class Guard:
                 headers={"www-authenticate": "Bearer", "connection": "close"},
             )
             await answer(scope, receive, send)
+            await self._tell(scope, None, HTTPStatus.UNAUTHORIZED)
             return
         scope.setdefault("state", {})["caller"] = caller
-        await self._app(scope, receive, send)
+        status = HTTPStatus.INTERNAL_SERVER_ERROR.value
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            await self._tell(scope, caller, status)
+
+    async def _tell(self, scope: Scope, caller: Caller | None, status: int) -> None:
+        title = None if caller is None else caller.calling_ae_title
+        host_ip = (scope.get("client") or ("",))[0]
+        await run_in_threadpool(self._heard, title, host_ip, scope["method"], scope["path"], status)
 
     def _who(self, headers: Headers, client: tuple[str, int]) -> Caller | None:
         if self._nobody_listed is not None:

@@ -44,5 +44,9 @@ class OpenBody(Protocol):
         ...
 
 
+Heard = Callable[[str | None, str, str, str, int], None]
+"""Told of each request: calling title (None of somebody unknown), address, method, path, HTTP
+status; may block."""
+
 Health = Callable[[], Mapping[str, str]]
 """What is not well: name of the part -> one sentence; empty where all is well."""

@@ -21,6 +21,7 @@ from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.tls import server_context
 from dicom_gateway.web.guard import Guard
 from dicom_gateway.web.limits import ActiveLimit, IdleLimit
+from dicom_gateway.web.ports import Heard
 from dicom_gateway.web.protocol import LimitedHttp, Lobby
 
 _KEEP_ALIVE_S = 5
@@ -33,16 +34,22 @@ class WebServer:
     Args:
         settings: `web` of gateway.yaml.
         application: From `build_application`.
+        heard: Told of each request.
 
     Raises:
         ConfigurationError: a token, certificate or key can't be used.
     """
 
-    def __init__(self, settings: WebSettings, application: ASGIApp) -> None:
+    def __init__(
+        self,
+        settings: WebSettings,
+        application: ASGIApp,
+        heard: Heard = lambda *_request: None,
+    ) -> None:
         self._settings = settings
         self._log = get_logger(room="web")
         lobby = Lobby(settings.request_timeout_s, settings.max_connections)
-        guarded = Guard(application, settings, lobby.certificates)
+        guarded = Guard(application, settings, lobby.certificates, heard)
         limited = ActiveLimit(IdleLimit(guarded, settings.idle_timeout_s), settings.max_connections)
         # What uvicorn says of a request may repeat it; what matters is logged by the rooms.
         for name in ("uvicorn.error", "uvicorn.access", "asyncio"):

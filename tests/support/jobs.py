@@ -11,11 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import sqlalchemy as sa
+from pydicom import dcmread
 from pydicom.uid import CTImageStorage, SegmentationStorage, generate_uid
 
 from dicom_gateway.database import instances, now_s, transaction
 from dicom_gateway.jobs import JobQueue
+from dicom_gateway.jobs.owner import this_process
 from dicom_gateway.records import Instance, Job, Priority, Result, Series
+from tests.support.dicom import a_ct_series, write_series
 
 
 def a_kept_series(engine: sa.Engine, folder: Path, frames: int = 3) -> Series:
@@ -114,3 +117,24 @@ def a_result(folder: Path, job: Job, content: bytes = b"a segmentation") -> Resu
         path=path,
         size_bytes=len(content),
     )
+
+
+def a_finished_job(
+    queue: JobQueue, engine: sa.Engine, folder: Path, *destinations: str
+) -> tuple[Job, str]:
+    """A job whose one result waits for its destinations; and the result's UID."""
+    a_job(queue, engine, folder, destinations=destinations)
+    job = queue.claim(this_process())
+    assert job is not None
+    (path,) = write_series(folder / "results" / job.job_id, a_ct_series(frames=1))
+    made = dcmread(path)
+    result = Result(
+        sop_instance_uid=made.SOPInstanceUID,
+        sop_class_uid=made.SOPClassUID,
+        job_id=job.job_id,
+        output="MASK",
+        path=path,
+        size_bytes=path.stat().st_size,
+    )
+    queue.finish(job, [result])
+    return job, str(made.SOPInstanceUID)

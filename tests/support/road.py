@@ -7,6 +7,7 @@ as one; its jobs are read from its index, as `tritome jobs` does.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ class GatewayProcess:
     settings: dict[str, Any]
     process: subprocess.Popen[bytes] | None = None
     port: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
     _log: list[IO[bytes]] = field(default_factory=list)
 
     def start(self) -> None:
@@ -56,9 +58,13 @@ class GatewayProcess:
         config.write_text(yaml.safe_dump(self.settings), encoding="utf-8")
         log = (self.folder / "gateway.log").open("ab")
         self._log.append(log)
+        environment = os.environ | self.environment
         command = [sys.executable, "-m", "dicom_gateway", "--config", str(config)]
         self.process = subprocess.Popen(
-            [*command, "--ready-file", str(ready)], stdout=log, stderr=subprocess.STDOUT
+            [*command, "--ready-file", str(ready)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
         )
         until(lambda: ready.exists() or self._ended(), timeout_s=PATIENCE_S)
         assert not self._ended(), self.log()
@@ -161,6 +167,7 @@ def a_gateway(
     triton: str,
     pacs: Sequence[Pacs] = (),
     peers: Sequence[Mapping[str, Any]] = (),
+    environment: Mapping[str, str] | None = None,
     **sections: Any,
 ) -> Iterator[GatewayProcess]:
     """Runs a gateway that sends chest CTs for LUNG through lung_ct while the block lasts.
@@ -170,6 +177,7 @@ def a_gateway(
         triton: host:port of the gRPC service.
         pacs: Where results go.
         peers: Whom it fetches from (`pacs` of gateway.yaml).
+        environment: More of its environment.
         sections: More of gateway.yaml, such as `completeness={...}`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +216,7 @@ def a_gateway(
         "jobs": {"retry-first-s": 0.5, "retry-max-s": 2.0},
         "pacs": [dict(peer) for peer in peers],
     } | sections
-    gateway = GatewayProcess(folder, settings)
+    gateway = GatewayProcess(folder, settings, environment=dict(environment or {}))
     try:
         gateway.start()
         yield gateway

@@ -111,7 +111,9 @@ def understand(
             keyword = keyword_of(name)
             if keyword not in MATCHED or MATCHED[keyword][0] not in (level, *parents):
                 # Leaving it out would answer with what was not asked for.
-                msg = f"{name} can't be searched by here; {_known(level, parents)} can"
+                # What is no attribute may be a patient's value in the wrong place.
+                what = keyword or "a name that is no attribute"
+                msg = f"{what} can't be searched by here; {_known(level, parents)} can"
                 raise bad_request(msg)
             one = condition(keyword, value, dialect)
             if one is not None and keyword == "ModalitiesInStudy":

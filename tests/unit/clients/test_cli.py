@@ -39,6 +39,7 @@ COMMANDS = [
     ["jobs", "watch"],
     ["jobs", "retry"],
     ["jobs", "cancel"],
+    ["deliveries"],
     ["series", "show"],
     ["series", "complete"],
     ["route", "explain"],

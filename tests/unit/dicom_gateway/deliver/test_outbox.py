@@ -9,16 +9,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from pydicom import dcmread
 
-from dicom_gateway.config import Destination, ScuSettings
+from dicom_gateway.config_delivery import Destination, ScuSettings
 from dicom_gateway.database import deliveries, jobs, now_s, transaction
 from dicom_gateway.deliver import Caretaker, Entries, Outbox
 from dicom_gateway.jobs import JobQueue
-from dicom_gateway.jobs.owner import this_process
-from dicom_gateway.records import DeliveryState, Job, JobState, Result
-from tests.support.dicom import a_ct_series, write_series
-from tests.support.jobs import a_job
+from dicom_gateway.records import DeliveryState, Job, JobState
+from tests.support.jobs import a_finished_job
 from tests.support.patience import until
 from tests.support.processes import free_port
 from tests.support.scripted_pacs import HANG_UP, a_pacs
@@ -34,27 +31,6 @@ IMPATIENT = ScuSettings(retry_first_s=0.05, retry_max_s=0.2)
 def entries(engine: sa.Engine, tmp_path: Path) -> Entries:
     """Outbox rows with little patience."""
     return Entries(engine, tmp_path, IMPATIENT)
-
-
-def a_finished_job(
-    queue: JobQueue, engine: sa.Engine, folder: Path, *destinations: str
-) -> tuple[Job, str]:
-    """A job whose one result waits for its destinations; and the result's UID."""
-    a_job(queue, engine, folder, destinations=destinations)
-    job = queue.claim(this_process())
-    assert job is not None
-    (path,) = write_series(folder / "results" / job.job_id, a_ct_series(frames=1))
-    made = dcmread(path)
-    result = Result(
-        sop_instance_uid=made.SOPInstanceUID,
-        sop_class_uid=made.SOPClassUID,
-        job_id=job.job_id,
-        output="MASK",
-        path=path,
-        size_bytes=path.stat().st_size,
-    )
-    queue.finish(job, [result])
-    return job, str(made.SOPInstanceUID)
 
 
 @contextmanager
@@ -88,7 +64,10 @@ def test_the_last_delivery_makes_the_job_delivered(
             until(lambda: _state(queue, job) is JobState.DELIVERED)
 
     notes = [line.note for line in queue.events(job.job_id) if line.stage == "sent"]
-    assert notes == ["pacs: accepted", "archive: accepted with warning 0xB000"]
+    assert notes == [
+        "pacs: accepted",
+        "archive: accepted with warning 0xB000: it changed values (coercion of data elements)",
+    ]
     assert queue.events(job.job_id)[-1].stage == "delivered"
 
 
@@ -114,12 +93,12 @@ def test_a_refused_result_fails_its_job_at_once_and_can_be_sent_again(
 ):
     """A person sees code and reason; retry sends the same file without computing."""
     job, uid = a_finished_job(queue, engine, tmp_path, "pacs")
-    with a_pacs([0xC000, 0x0000]) as pacs, an_outbox(entries, pacs.as_destination()):
+    with a_pacs([0xA900, 0x0000]) as pacs, an_outbox(entries, pacs.as_destination()):
         until(lambda: _state(queue, job) is JobState.FAILED)
         shown = queue.show(job.job_id)
         assert shown is not None
         assert shown.failure_code == "destination_refused"
-        assert "0xC000" in (shown.failure_reason or "")
+        assert "0xA900" in (shown.failure_reason or "")
 
         assert queue.retry(job.job_id)
         until(lambda: _state(queue, job) is JobState.DELIVERED)
@@ -168,8 +147,9 @@ def test_a_crash_in_the_middle_of_sending_sends_again(
     """A claimed delivery that nobody ended is due again soon, under the same UID."""
     job, uid = a_finished_job(queue, engine, tmp_path, "pacs")
     assert entries.claim("pacs") is not None  # and then the process is killed
+    next_life = Entries(engine, tmp_path, IMPATIENT)
 
-    with a_pacs() as pacs, an_outbox(entries, pacs.as_destination()):
+    with a_pacs() as pacs, an_outbox(next_life, pacs.as_destination()):
         until(lambda: _state(queue, job) is JobState.DELIVERED)
 
     assert pacs.stored == [uid]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from dicom_gateway.errors import (
 )
 from dicom_gateway.jobs import JobQueue
 from dicom_gateway.jobs.owner import this_process
-from dicom_gateway.records import DeliveryState, JobState, Priority
+from dicom_gateway.records import DeliveryState, JobState, ObjectKind, Priority
 from tests.support.jobs import a_job, a_kept_instance, a_kept_series, a_result, enqueue
 
 ME = this_process()
@@ -453,3 +454,27 @@ def test_the_story_has_waiting_time_and_stages(queue: JobQueue, engine: sa.Engin
     assert story[1].duration_s is not None
     assert 0.0 <= story[1].duration_s < 60.0
     assert (story[2].note, story[2].duration_s) == ("3 instances", 0.25)
+
+
+def test_a_delivery_is_written_only_to_whom_takes_the_result(
+    engine: sa.Engine, queue: JobQueue, tmp_path: Path
+):
+    """A job whose results nobody takes is delivered, and its story says why nothing is sent."""
+
+    def only_reports_to_ris(
+        _pipeline: str, kind: ObjectKind | None, asked: Sequence[str]
+    ) -> list[str]:
+        return [one for one in asked if one != "ris" or kind is ObjectKind.STRUCTURED_REPORT]
+
+    routed = JobQueue(engine, tmp_path, addressee=only_reports_to_ris)
+    made = a_job(routed, engine, tmp_path, destinations=["pacs", "ris"])
+    job = routed.claim(this_process())
+    assert job is not None
+    assert routed.finish(job, [a_result(tmp_path, job)]) is JobState.DELIVERING
+    assert [one.destination for one in routed.deliveries(made.job_id)] == ["pacs"]
+
+    a_job(routed, engine, tmp_path, destinations=["ris"])
+    job = routed.claim(this_process())
+    assert job is not None
+    assert routed.finish(job, [a_result(tmp_path, job)]) is JobState.DELIVERED
+    assert routed.events(job.job_id)[-1].note == "no destination takes its results"

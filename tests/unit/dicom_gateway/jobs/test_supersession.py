@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from dicom_gateway.config import ScuSettings
+from dicom_gateway.config_delivery import ScuSettings
 from dicom_gateway.database import transaction
 from dicom_gateway.deliver import Entries
 from dicom_gateway.errors import LeaseLost, UnusableSeries
