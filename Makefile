@@ -90,6 +90,10 @@ train-lung-ct: $(VENV)/.server ## Train the built-in lung_ct again from its fixe
 train-thorax-ct: $(VENV)/.server ## Train the built-in thorax_ct again from its fixed seed (about half an hour)
 	@$(BIN)/python -m ensemble_builder.pipelines.thorax_ct.train
 
+.PHONY: train-chest-xray
+train-chest-xray: $(VENV)/.server ## Train the built-in chest_xray again from its fixed seed (about ten minutes)
+	@$(BIN)/python -m ensemble_builder.pipelines.chest_xray.train
+
 .PHONY: verify-bundles
 verify-bundles: $(VENV)/.server ## Prove a folder of bundles equal to MONAI (BUNDLES=folder)
 	@$(BIN)/tritome verify --all "$(BUNDLES)"

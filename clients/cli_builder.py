@@ -62,6 +62,10 @@ NetworkBackend = Annotated[
         "windows of concurrent studies merge into batches."
     ),
 ]
+InputDatatype = Annotated[
+    Literal["INT16", "FP32"],
+    typer.Option(help="Of stored pixel values; FP32 also takes series of floating point pixels."),
+]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Build a bundle that has changed since the last time.")
 ]
@@ -105,6 +109,7 @@ def build(
     precision: Precision = "f32",
     network_backend: NetworkBackend = None,
     random_weights: RandomWeights = None,
+    input_datatype: InputDatatype = "INT16",
     trust: Trust = False,
     replace: Annotated[
         bool, typer.Option(help="Drop earlier versions instead of adding one.")
@@ -130,6 +135,7 @@ def build(
         network_backend=network_backend or "",
         name=name,
         random_weights=random_weights,
+        input_datatype=input_datatype,
     )
     run(bundle, output, chosen, trust=trust, replace=replace)
 

@@ -1,7 +1,8 @@
 """One volume straight to Triton through shared memory, without the gateway.
 
 In: a folder of DICOM files or a NIfTI image. Out: a label map on its grid, and, for DICOM,
-the SEG that the gateway would make. Uses the gateway's own rooms, so that what is tried
+the SEG that the gateway would make. A pipeline that scores a
+radiograph gives scores, and the report. Uses the gateway's own rooms, so that what is tried
 here is what a hospital gets. Nothing is kept but the output file.
 """
 
@@ -22,9 +23,11 @@ from clients.errors import ClientError
 from clients.send import Found, find_instances
 from dicom_gateway.records import (
     Contract,
+    Inference,
     Instance,
     Job,
     JobState,
+    ObjectKind,
     Output,
     Priority,
     Series,
@@ -58,6 +61,28 @@ class Prediction:
         voxel_ml = float(abs(np.linalg.det(self.volume.affine_lps[:3, :3]))) / 1000.0
         counts = np.bincount(self.mask.ravel(), minlength=65536)
         return [(s.name, float(counts[s.label]) * voxel_ml) for s in self.output.segments]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What Triton answered where the pipeline gives scores and no label map.
+
+    Attributes:
+        volume: What was sent. Its span in the arena is gone.
+    """
+
+    contract: Contract
+    inference: Inference
+    volume: Volume
+
+    @property
+    def scores(self) -> list[tuple[str, float]]:
+        """Name and score of each class."""
+        return [
+            (output.classes[n].name if output.classes else f"{output.name} {n + 1}", float(score))
+            for output in self.contract.outputs
+            for n, score in enumerate(self.inference.scores.get(output.name, ()))
+        ]
 
 
 def series_in(paths: Sequence[Path], series_instance_uid: str | None = None) -> Series:
@@ -97,23 +122,31 @@ def series_in(paths: Sequence[Path], series_instance_uid: str | None = None) -> 
     )
 
 
-def predict_dicom(series: Series, pipeline: str, triton_url: str) -> Prediction:
+def predict_dicom(series: Series, pipeline: str, triton_url: str) -> Prediction | Scored:
     """Assembles a series as the gateway does and sends it through the pipeline.
 
     Raises:
+        ClientError: several images, where the pipeline takes one.
         GatewayError: as the rooms assemble and infer raise it.
     """
     from dicom_gateway.assemble.arena import Arena  # noqa: PLC0415
     from dicom_gateway.assemble.decoders import DecoderPool  # noqa: PLC0415
     from dicom_gateway.assemble.headers import read_header  # noqa: PLC0415
-    from dicom_gateway.assemble.volume import assemble_volume  # noqa: PLC0415
+    from dicom_gateway.assemble.plan import plan_images  # noqa: PLC0415
+    from dicom_gateway.assemble.volume import assemble, assemble_volume  # noqa: PLC0415
 
     headers = {instance.path: read_header(instance.path) for instance in series.instances}
     voxels = sum((h.rows or 0) * (h.columns or 0) for h in headers.values())
 
-    def fill(arena: Arena) -> Volume:
+    def fill(arena: Arena, contract: Contract) -> Volume:
         with DecoderPool() as decoders:
-            return assemble_volume(series, arena, decoders, headers.__getitem__)
+            if contract.input_kind != "image":
+                return assemble_volume(series, arena, decoders, headers.__getitem__)
+            plans = plan_images(series, headers.__getitem__)
+            if len(plans) > 1:
+                msg = f"the series has {len(plans)} images; name one file of it"
+                raise ClientError(msg)
+            return assemble(plans[0], series, arena, decoders)
 
     return _predict(fill, voxels, pipeline, triton_url)
 
@@ -174,13 +207,45 @@ def predict_array(
 
     k, j, i = image.shape
 
-    def fill(arena: Arena) -> Volume:
+    def fill(arena: Arena, _contract: Contract) -> Volume:
         span = arena.allocate(image.nbytes)
         arena.view(span, np.int16, image.shape)[:] = image
         nobody = Series(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING, ())
         return Volume(span, "INT16", (k, j, i), rescale, affine_lps, (), (), nobody)
 
-    return _predict(fill, image.size, pipeline, triton_url)
+    found = _predict(fill, image.size, pipeline, triton_url)
+    if isinstance(found, Scored):
+        msg = f"'{pipeline}' gives scores of a DICOM image and no mask; give it the DICOM files"
+        raise ClientError(msg)
+    return found
+
+
+def write_report(scored: Scored, path: Path) -> None:
+    """Writes the structured report that the gateway would deliver.
+
+    Raises:
+        EncodingFailed: the scores can't be made into a report.
+        ClientError: `path` can't be written.
+    """
+    import tempfile  # noqa: PLC0415
+
+    from dicom_gateway.encode import encode_results  # noqa: PLC0415
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tritome-", dir=path.parent) as beside:
+            (result, *_) = encode_results(
+                scored.inference,
+                scored.volume,
+                scored.contract,
+                _job(scored.contract, scored.volume),
+                Path(beside),
+                (ObjectKind.STRUCTURED_REPORT,),
+            )
+            result.path.replace(path)
+    except OSError as error:
+        msg = f"{path} can't be written ({error.strerror})"
+        raise ClientError(msg) from error
 
 
 def write_segmentation(prediction: Prediction, path: Path) -> None:
@@ -204,7 +269,7 @@ def write_segmentation(prediction: Prediction, path: Path) -> None:
                 prediction.volume,
                 prediction.contract,
                 prediction.output,
-                _job(prediction),
+                _job(prediction.contract, prediction.volume),
                 Path(beside),
             )
             result.path.replace(path)
@@ -214,24 +279,26 @@ def write_segmentation(prediction: Prediction, path: Path) -> None:
 
 
 def _predict(
-    fill: Callable[[Any], Volume], voxels: int, pipeline: str, triton_url: str
-) -> Prediction:
+    fill: Callable[[Any, Contract], Volume], voxels: int, pipeline: str, triton_url: str
+) -> Prediction | Scored:
     from dicom_gateway.assemble.arena import ALIGNMENT_BYTES, Arena  # noqa: PLC0415
 
     with _client(triton_url) as client:
         contract = client.contract(pipeline)
         client.check_ready(pipeline)
-        # Two bytes a voxel go in; each label map takes at most two more.
-        outputs = sum(output.kind == "labelmap" for output in contract.outputs)
-        size_bytes = (2 + 2 * outputs) * voxels + (1 + outputs) * ALIGNMENT_BYTES
+        # At most four bytes a voxel come, and four are sent; each label map takes at most two.
+        outputs = len(contract.labelmaps)
+        size_bytes = (8 + 2 * outputs) * voxels + (2 + outputs) * ALIGNMENT_BYTES
         with Arena(max(size_bytes, ALIGNMENT_BYTES)) as arena:
             client.use_arena(arena)
-            volume = fill(arena)
+            volume = fill(arena, contract)
             inference = client.infer(volume, contract, arena, job_id=uuid.uuid4().hex)
-            output = next(o for o in contract.outputs if o.name in inference.labelmaps)
-            mask = inference.labelmaps[output.name]
             # Triton must let go of the arena before it is unlinked.
             client.close()
+        output = next((o for o in contract.labelmaps if o.name in inference.labelmaps), None)
+        if output is None:
+            return Scored(contract, inference, volume)
+        mask = inference.labelmaps[output.name]
         return Prediction(contract, output, mask, volume, inference.duration_s)
 
 
@@ -264,13 +331,13 @@ def _instance(found: Found, ds: Any) -> Instance:
     )
 
 
-def _job(prediction: Prediction) -> Job:
-    series = prediction.volume.series
-    parts = [prediction.contract.pipeline, prediction.contract.version]
-    parts += sorted(one.sop_instance_uid for one in prediction.volume.slices)
+def _job(contract: Contract, volume: Volume) -> Job:
+    series = volume.series
+    parts = [contract.pipeline, contract.version]
+    parts += sorted(one.sop_instance_uid for one in volume.slices)
     return Job(
         job_id=uuid.uuid5(_NAMESPACE, "/".join(parts)).hex,
-        pipeline=prediction.contract.pipeline,
+        pipeline=contract.pipeline,
         called_ae_title=_NOTHING,
         calling_ae_title=_NOTHING,
         study_instance_uid=series.study_instance_uid,

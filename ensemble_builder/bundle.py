@@ -20,16 +20,17 @@ from typing import Any
 import torch
 import yaml
 
-from ensemble_builder.contract import SegmentRow
+from ensemble_builder.contract import ClassRow, SegmentRow
 from ensemble_builder.errors import BundleError
 from ensemble_builder.networks import ExportedNetwork, export_network
 from ensemble_builder.probe import Findings, missing_package, probe
 from ensemble_builder.runtime.config import BundleConfig
 from ensemble_builder.runtime.fusion import Split, split
+from ensemble_builder.runtime.inputs import InputDatatype
 from ensemble_builder.runtime.networks import network_options
 from ensemble_builder.runtime.recipe import Recipe, Weights
 from ensemble_builder.runtime.weights import network_with_weights
-from ensemble_builder.segments import segments_of
+from ensemble_builder.segments import classes_of, segments_of, segments_of_masks
 from ensemble_builder.version import BUILDER_VERSION
 
 BUILT_IN = Path(__file__).parent / "pipelines"
@@ -52,6 +53,7 @@ class Options:
             `networks.NETWORK_BACKENDS`; empty where the inferer computes it.
         name: The ensemble's name; made from the folder's where None.
         random_weights: Seed of weights for a bundle without any; None wants the bundle's own.
+        input_datatype: Of stored values: INT16, or FP32 for series with floating point pixels.
     """
 
     configs: tuple[str, ...] = ()
@@ -61,6 +63,7 @@ class Options:
     network_backend: str = ""
     name: str | None = None
     random_weights: int | None = None
+    input_datatype: InputDatatype = "INT16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class Bundle:
         modality: DICOM Modality of its images, empty where the metadata doesn't say.
         channels: Input key -> names of its channels, where the metadata has them.
         classes: Names of the network's channels.
-        segments: Of the label map, one row per label; empty where there is none.
+        segments: Of the label map, one row per label, or of the masks; empty where there is none.
         irregular: What its metadata allows for irregular series: refuse, resample or split.
         notes: What was read otherwise than it is written, in words.
         network_files: Files of the network's own model for another backend than Python's.
@@ -90,7 +93,7 @@ class Bundle:
     findings: Findings
     modality: str
     channels: Mapping[str, tuple[str, ...]]
-    classes: tuple[str, ...]
+    classes: tuple[str | ClassRow, ...]
     segments: tuple[SegmentRow, ...]
     description: str
     intended_use: str
@@ -199,13 +202,21 @@ def _read(folder: Path, options: Options) -> Bundle:
     findings = probe(bundle, network, described, extra_keys)
     labelmap = next((one for one in findings.outputs if one.kind == "labelmap"), None)
     classes = _channel_names(_side(metadata, "outputs").get(findings.pred_key) or _first(metadata))
-    segments = segments_of(metadata, classes, findings.labels) if labelmap else ()
+    masks = next((one for one in findings.outputs if one.kind == "masks"), None)
+    segments: tuple[SegmentRow, ...] = ()
+    if labelmap:
+        segments = segments_of(metadata, classes, findings.labels)
+    elif masks:
+        segments = segments_of_masks(metadata, classes, masks.dims[0])
     keyword = dict(extra_keys) if isinstance(extra_keys, Mapping) else {}
     parts = _split(bundle, findings)
     recipe = Recipe(
         builder_version=BUILDER_VERSION,
         configs=configs,
-        inputs=findings.inputs,
+        inputs=tuple(
+            replace(one, datatype=options.input_datatype) if one.is_stored else one
+            for one in findings.inputs
+        ),
         outputs=_wide_enough(findings, segments),
         network_id=network_id,
         network_key=findings.network_key,
@@ -236,7 +247,7 @@ def _read(folder: Path, options: Options) -> Bundle:
             for one in findings.inputs
             if one.is_image
         },
-        classes=tuple(classes.get(n, f"class {n}") for n in range(findings.y_dims[0])),
+        classes=classes_of(metadata, classes, findings.y_dims[0]),
         segments=segments,
         description=str(metadata.get("description", "")),
         intended_use=str(metadata.get("intended_use", "")),

@@ -102,6 +102,9 @@ def read_pipeline(path: Path, options: Options) -> tuple[SpecFile, dict[str, Bun
     Raises:
         PipelineError: as `plan_pipeline`.
     """
+    if options.input_datatype != "INT16":
+        msg = f"{path.name}: pipelines of several bundles take INT16; leave --input-datatype out"
+        raise PipelineError(msg)
     if options.overrides or options.configs:
         msg = (
             f"{path}: config files and values of a pipeline's bundles stand in its YAML "

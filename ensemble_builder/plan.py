@@ -15,11 +15,18 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ensemble_builder.bundle import Bundle
-from ensemble_builder.contract import PARAMETER, Contract, InputPart, NamedInput, OutputPart
+from ensemble_builder.contract import (
+    PARAMETER,
+    Contract,
+    InputPart,
+    NamedInput,
+    OutputPart,
+    SegmentRow,
+)
 from ensemble_builder.networks import DEFAULT_PRIORITY, PRIORITY_LEVELS, network_config
 from ensemble_builder.runtime.inputs import Input
 from ensemble_builder.runtime.loading import extra_name
-from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, RECIPE_FILE
+from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, RECIPE_FILE, Output
 from ensemble_builder.version import BUILDER_VERSION
 
 CONFIG_FILE = "config.pbtxt"
@@ -119,7 +126,7 @@ def input_tensors(one: Input) -> tuple[Tensor, ...]:
         "gray": ((-1, -1), (1, 2)),
     }[one.layout]
     return (
-        Tensor(one.tensor, "INT16", image),
+        Tensor(one.tensor, one.datatype, image),
         Tensor(one.rescale, "FP64", slices),
         Tensor(one.affine, "FP64", (4, 4)),
     )
@@ -201,7 +208,7 @@ def contract_of(bundle: Bundle) -> Contract:
                 kind=one.kind,
                 datatype=one.datatype,
                 dims=one.dims,
-                segments=bundle.segments if one.kind == "labelmap" else (),
+                segments=_segments(bundle, one),
                 classes=()
                 if one.kind == "labelmap" or len(bundle.classes) != one.dims[0]
                 else bundle.classes,
@@ -217,6 +224,14 @@ def contract_of(bundle: Bundle) -> Contract:
         },
         bundle_sha256=bundle_digest(bundle),
     )
+
+
+def _segments(bundle: Bundle, output: Output) -> tuple[SegmentRow, ...]:
+    """The bundle's table, which is of its label map, or of its masks where it has none."""
+    if output.kind == "labelmap":
+        return bundle.segments
+    of_masks = all(one.kind != "labelmap" for one in bundle.recipe.outputs)
+    return bundle.segments if output.kind == "masks" and of_masks else ()
 
 
 def peak_bytes_per_voxel(bundle: Bundle) -> float:

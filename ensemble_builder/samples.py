@@ -74,7 +74,11 @@ def _stored(
     shape = image if one.layout == "gray" else volume
     slices = 1 if one.layout == "gray" else volume[0]
     channels = [_picture(rng, shape, AIR, 1500) for _ in range(one.channels)]
-    stored = np.stack(channels).astype(np.int16)
+    values = np.stack(channels)
+    if one.datatype == "FP32":
+        stored = (values + 0.2 * (values % 3)).astype(np.float32)  # no integers would do
+    else:
+        stored = values.astype(np.int16)
     rescale = np.tile(np.array([1.0, 0.0]), (one.channels, slices, 1))
     if one.layout != "channels":
         stored, rescale = stored[0], rescale[0]

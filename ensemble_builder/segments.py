@@ -1,4 +1,4 @@
-"""The segment table of a label map: what each label value means."""
+"""What each label, mask and score of a bundle means: from its metadata, or from its channels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ensemble_builder.contract import Code, SegmentRow
+from ensemble_builder.contract import ClassRow, Code, SegmentRow
 from ensemble_builder.errors import BundleError
 
 LARGEST_LABEL = 65535
@@ -57,6 +57,55 @@ def segments_of(
     numbers = [row.label for row in rows]
     if max(numbers) > LARGEST_LABEL or len(set(numbers)) != len(numbers):
         msg = f"{_PLACE}: labels must be different and at most {LARGEST_LABEL}, not {numbers}"
+        raise BundleError(msg)
+    return rows
+
+
+def segments_of_masks(
+    metadata: Mapping[str, Any], classes: Mapping[int, str], channels: int
+) -> tuple[SegmentRow, ...]:
+    """One row for each mask, the first is label 1; none where the bundle doesn't name them all.
+
+    Args:
+        metadata: The bundle's; its own `segments` table wins.
+        classes: Names of the network's channels, from `channel_def`.
+        channels: How many masks there are.
+
+    Raises:
+        BundleError: a table that can't be read or has not one row for each mask.
+    """
+    if "segments" not in metadata and set(classes) != set(range(channels)):
+        return ()
+    rows = segments_of(metadata, {n + 1: name for n, name in classes.items()}, {})
+    if [row.label for row in rows] != list(range(1, channels + 1)):
+        msg = f"{_PLACE}: segments must have the labels 1 to {channels} in order, one for each mask"
+        raise BundleError(msg)
+    return rows
+
+
+def classes_of(
+    metadata: Mapping[str, Any], channels: Mapping[int, str], count: int
+) -> tuple[str | ClassRow, ...]:
+    """What each score, or each of the network's channels, is called.
+
+    Args:
+        metadata: The bundle's; its own `classes` table, with codes, wins.
+        channels: Names from `channel_def`.
+        count: How many there are.
+
+    Raises:
+        BundleError: a table that can't be read or is longer or shorter.
+    """
+    stated = metadata.get("classes")
+    if stated is None:
+        return tuple(channels.get(n, f"class {n}") for n in range(count))
+    try:
+        rows = tuple(ClassRow.model_validate(row) for row in stated)
+    except (ValidationError, TypeError) as error:
+        msg = f"{_PLACE}: classes can't be read; each is a name and, if you have one, a code"
+        raise BundleError(msg) from error
+    if len(rows) != count:
+        msg = f"{_PLACE}: classes has {len(rows)} rows and the network gives {count}"
         raise BundleError(msg)
     return rows
 

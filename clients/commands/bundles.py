@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -24,6 +24,7 @@ def options(
     network_backend: str = "",
     name: str | None = None,
     random_weights: int | None = None,
+    input_datatype: Literal["INT16", "FP32"] = "INT16",
 ) -> Options:
     """The builder's options from a command line's; `settings` are KEY=VALUE, the value YAML.
 
@@ -40,6 +41,7 @@ def options(
         network_backend=network_backend,
         name=name,
         random_weights=random_weights,
+        input_datatype=input_datatype,
     )
 
 

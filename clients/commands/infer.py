@@ -1,4 +1,4 @@
-"""`tritome infer`: one study or NIfTI file straight to Triton; prints millilitres."""
+"""`tritome infer`: one study or NIfTI file straight to Triton; prints millilitres or scores."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from clients.console import out, warn
 from clients.errors import ClientError
 from clients.infer import (
     Prediction,
+    Scored,
     predict_array,
     predict_dicom,
     series_in,
+    write_report,
     write_segmentation,
 )
 from clients.nifti import is_nifti, read_nifti, write_nifti
@@ -32,6 +34,7 @@ def run(
     if not source.exists():
         msg = f"{source} doesn't exist"
         raise ClientError(msg)
+    wanted = output is not None
     output = output or Path("mask.nii.gz" if is_nifti(source) else "seg.dcm")
     _require_writable_kind(source, output)
     _require_writable(output)
@@ -40,12 +43,36 @@ def run(
         if is_nifti(source):
             prediction = _infer_nifti(source, pipeline, triton_url, output)
         else:
-            prediction = predict_dicom(series_in([source], series), pipeline, triton_url)
+            found = predict_dicom(series_in([source], series), pipeline, triton_url)
+            if isinstance(found, Scored):
+                _tell_scores(found, output if wanted else Path("report.dcm"))
+                return
+            prediction = found
             if is_nifti(output):
                 write_nifti(output, prediction.mask, prediction.volume.affine_lps)
             else:
                 write_segmentation(prediction, output)
     _print(prediction, output, time.monotonic() - started)
+
+
+def _tell_scores(scored: Scored, output: Path) -> None:
+    if is_nifti(output):
+        msg = f"'{scored.contract.pipeline}' gives scores and no mask; end the output in .dcm"
+        raise ClientError(msg)
+    _require_writable(output)
+    write_report(scored, output)
+    table = _table("Finding", "Score")
+    for name, score in scored.scores:
+        table.add_row(name, f"{score:.3f}")
+    out.print(table)
+    out.print(f"{scored.contract.pipeline} {scored.contract.version}. Wrote {output}.")
+
+
+def _table(first: str, second: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first)
+    table.add_column(second, justify="right")
+    return table
 
 
 def _infer_nifti(source: Path, pipeline: str, triton_url: str, output: Path) -> Prediction:
@@ -94,9 +121,7 @@ def _require_writable(output: Path) -> None:
 
 
 def _print(prediction: Prediction, output: Path, seconds: float) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("Segment")
-    table.add_column("ml", justify="right")
+    table = _table("Segment", "ml")
     for name, ml in prediction.volumes_ml:
         table.add_row(name, f"{ml:,.1f}")
     out.print(table)

@@ -14,6 +14,7 @@ from clients.errors import ClientError
 
 if TYPE_CHECKING:
     from ensemble_builder.bundle import Bundle, Options
+    from ensemble_builder.contract import ClassRow
 
 
 def run(bundle: str, options: Options, *, trust: bool) -> None:
@@ -138,11 +139,17 @@ def _print_results(found: Bundle) -> None:
     for one in found.recipe.outputs:
         where = "on the input's grid" if one.on_input_grid else "on a grid of its own"
         if one.kind == "scores":
-            out.print(f"gives {one.tensor}: scores of {escape(', '.join(found.classes))}")
+            out.print(
+                f"gives {one.tensor}: scores of {escape(', '.join(map(_name, found.classes)))}"
+            )
             continue
         names = [f"{row.label} {row.name}" for row in found.segments]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         out.print(f"gives {one.tensor}: {one.kind} {where}: {escape(shown)}")
+
+
+def _name(one: str | ClassRow) -> str:
+    return one if isinstance(one, str) else one.name
 
 
 def _table(*columns: str) -> Table:

@@ -227,7 +227,7 @@ class _Stored:
     """An image as the request brings it.
 
     Attributes:
-        values: int16 [C, K, J, I].
+        values: int16 or float32 [C, K, J, I].
         rescale: float64 [C, K, 2].
     """
 
@@ -275,7 +275,7 @@ class _Rows:
         along = [slice(None) if d == 1 else slice(0, 1) for d in dims]
         turn = tuple(s if a == slice(None) else a for s, a in zip(slices[1:], along, strict=True))
         self._slope, self._intercept = (factors[..., n][(slice(None), *turn)] for n in (0, 1))
-        self._exact = is_exact_in_float32(source.rescale)
+        self._exact = is_exact_in_float32(source.values, source.rescale)
         shape = self._values.shape
         item = dtype.itemsize
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)

@@ -9,6 +9,10 @@ Layout = Literal["volume", "channels", "gray", "rgb", "points", "value"]
 """How an input comes: a volume [K, J, I]; co-registered volumes [C, K, J, I]; one 2-D image
 [J, I]; a photograph [H, W, C]; points [N, D]; one number [1]."""
 
+InputDatatype = Literal["INT16", "FP32"]
+"""Of stored values: integers in half the memory, or floating point numbers for series that have
+such pixels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Input:
@@ -18,12 +22,14 @@ class Input:
         key: Its key in the preprocessing's dictionary.
         tensor: Name of its main tensor; RESCALE and AFFINE are named after it.
         channels: C of the layouts that have one, 1 otherwise.
+        datatype: Triton's word for stored values.
     """
 
     key: str
     tensor: str
     layout: Layout
     channels: int = 1
+    datatype: InputDatatype = "INT16"
 
     @property
     def is_image(self) -> bool:

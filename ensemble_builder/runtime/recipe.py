@@ -152,7 +152,11 @@ class Recipe:
 
     def to_json(self) -> str:
         """The recipe as it lies beside model.py."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        raw = asdict(self)
+        for one in raw["inputs"]:
+            if one["datatype"] == "INT16":  # as recipes were before there was a choice
+                del one["datatype"]
+        return json.dumps(raw, indent=2, sort_keys=True) + "\n"
 
     @staticmethod
     def load(version_folder: Path) -> Recipe:

@@ -37,8 +37,8 @@ def monai_image(
     """Stored values as MONAI's readers would have loaded them.
 
     Args:
-        stored: int16, stored pixel values: [K, J, I] (volume), [C, K, J, I] (channels) or
-            [J, I] (gray).
+        stored: int16 or float32, stored pixel values: [K, J, I] (volume), [C, K, J, I]
+            (channels) or [J, I] (gray).
         rescale: float64, slope and intercept per slice: [K, 2], [C, K, 2] or [1, 2].
         affine_lps: float64 [4, 4], (i, j, k, 1) -> LPS millimetres.
         layout: Which of these it is.
@@ -136,15 +136,15 @@ def _check_affine(affine_lps: torch.Tensor, name: str) -> None:
         raise InputError(msg)
 
 
-def is_exact_in_float32(rescale: torch.Tensor) -> bool:
+def is_exact_in_float32(stored: torch.Tensor, rescale: torch.Tensor) -> bool:
     """True where any stored value, rescaled, is a whole number below 2**24."""
-    whole = bool((rescale == rescale.round()).all())
+    whole = not stored.is_floating_point() and bool((rescale == rescale.round()).all())
     return whole and float(rescale.abs().max()) * 32768 < 2**23
 
 
 def _rescaled(stored: torch.Tensor, rescale: torch.Tensor) -> torch.Tensor:
     """Modality values in float32: float64 arithmetic, rounded once (PS3.3 C.11.1)."""
-    if is_exact_in_float32(rescale):
+    if is_exact_in_float32(stored, rescale):
         # Integers below 2**24 are exact in float32: the same result in half the memory.
         factors = rescale.to(stored.device, torch.float32)
         values = stored.to(torch.float32)

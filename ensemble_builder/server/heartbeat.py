@@ -142,7 +142,11 @@ def example_request(contract: Contract) -> dict[str, NDArray[Any]]:
     """A small request of the shapes that the builder tried: Triton tensor -> array."""
     inputs = [
         Input(
-            one.name, one.tensors.get("image") or one.tensors["values"], one.layout, _channels(one)
+            one.name,
+            one.tensors.get("image") or one.tensors["values"],
+            one.layout,
+            _channels(one),
+            "FP32" if one.datatype == "FP32" and one.layout != "value" else "INT16",
         )
         for one in contract.inputs
     ]

@@ -220,6 +220,49 @@ def a_bundle_with_scripts(folder: Path) -> Path:
     )
 
 
+def a_bundle_of_contrasts(folder: Path) -> Path:
+    """Two contrasts in one key; two masks that may overlap, as of a tumour and its core."""
+    return a_bundle(
+        folder,
+        {
+            "device": _DEVICE,
+            "network_def": {
+                "_target_": "UNet",
+                "spatial_dims": 3,
+                "in_channels": 2,
+                "out_channels": 2,
+                "channels": [4, 8],
+                "strides": [2],
+            },
+            "network": "$@network_def.to(@device)",
+            "preprocessing": compose(
+                step("LoadImaged", "image", ensure_channel_first=True),
+                step("NormalizeIntensityd", "image", nonzero=True, channel_wise=True),
+            ),
+            "inferer": {
+                "_target_": "SlidingWindowInferer",
+                "roi_size": [32, 32, 16],
+                "sw_batch_size": 1,
+            },
+            "postprocessing": compose(
+                step("Activationsd", sigmoid=True),
+                step("Invertd", transform="@preprocessing", orig_keys="image"),
+                step("AsDiscreted", threshold=0.5),
+                step("SaveImaged", output_dir="."),
+            ),
+        },
+        inputs={
+            "image": {
+                "type": "image",
+                "modality": "MR",
+                "num_channels": 2,
+                "channel_def": {"0": "T1", "1": "T1_Gd"},
+            }
+        },
+        classes={"0": "Whole tumour", "1": "Tumour core"},
+    )
+
+
 def a_clicked_bundle(folder: Path) -> Path:
     """A volume and clicks: their signal becomes a second channel."""
     return a_bundle(
