@@ -150,7 +150,8 @@ jobs = sa.Table(
     sa.Column("rule", sa.String(64), nullable=False, default=""),
     sa.Column("roles", sa.JSON, nullable=False, default=dict),  # role -> Series Instance UID
     sa.Column("superseded_by", sa.String(32)),  # the job that has taken its place
-    sa.Index("ix_jobs_claim", "state", "priority", "created_at_s"),
+    # The last one only so that what isn't due yet is passed over without a look at its row.
+    sa.Index("ix_jobs_claim", "state", "priority", "created_at_s", "not_before_s"),
     sa.Index("ix_jobs_series", "series_instance_uid"),
     sa.Index("ix_jobs_study", "study_instance_uid"),
     sa.Index("ix_jobs_subject", "subject"),

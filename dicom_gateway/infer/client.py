@@ -239,7 +239,7 @@ class TritonClient:
             request_id=job_id,
             client_timeout=self._settings.request_timeout_s,
             priority=_LEVELS[priority],
-            parameters={PARAMETER: True} if self._turns is not None else None,
+            parameters={PARAMETER: self._turns.name} if self._turns is not None else None,
         )
         while not answer.done.wait(0.1):
             if stop is not None and stop.is_set():

@@ -30,7 +30,8 @@ PREFIX = "tritome_turns_"
 """How the names of all such files begin."""
 
 PARAMETER = "tritome_listed"
-"""Of a request: it is listed, so that a model that doesn't find it knows that nobody waits."""
+"""Of a request: in which list it stands, so that a model that doesn't find it there knows that
+nobody waits. Models compare the name with those of the lists that they see, no more."""
 
 FOLDER = "TRITOME_TURNS_FOLDER"
 """Environment variable: another folder, for tests; the models must have it, too."""
@@ -70,6 +71,11 @@ class Turns:
     def works(self) -> bool:
         """Whether the models can see anything."""
         return self._fd is not None
+
+    @property
+    def name(self) -> str:
+        """Of the list."""
+        return "" if self._path is None else self._path.name
 
     @contextmanager
     def listed(self, request_id: str, *, immediate: bool) -> Iterator[None]:

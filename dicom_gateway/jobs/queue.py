@@ -264,7 +264,7 @@ class JobQueue(JobDesk):
         return connection.execute(
             sa.select(jobs.c.job_id)
             .where(
-                jobs.c.state == JobState.WAITING.value,
+                _is(JobState.WAITING),
                 jobs.c.priority == priority.value,
                 jobs.c.not_before_s <= now_s(),
             )
@@ -279,7 +279,7 @@ class JobQueue(JobDesk):
         """Jobs whose lease ran out may be claimed again."""
         late = connection.execute(
             sa.select(jobs.c.job_id, jobs.c.lease_owner)
-            .where(jobs.c.state == JobState.RUNNING.value, jobs.c.lease_until_s < now_s())
+            .where(_is(JobState.RUNNING), jobs.c.lease_until_s < now_s())
             # PostgreSQL: whoever else looks just now takes them back; no two wait in a ring.
             .with_for_update(skip_locked=True)
         ).all()
@@ -518,6 +518,12 @@ class JobQueue(JobDesk):
                 f"{job.fence}; what it made is dropped"
             )
             raise LeaseLost(msg)
+
+
+def _is(state: JobState) -> sa.ColumnElement[bool]:
+    # Written out, not bound: PostgreSQL plans a prepared statement for any state, and most rows
+    # are delivered, so that it would look through the whole table.
+    return jobs.c.state == sa.literal_column(f"'{state.value}'")
 
 
 def _ours(job: Job) -> sa.ColumnElement[bool]:

@@ -3,8 +3,8 @@
 In: the lists that gateways on this machine keep in shared memory (`tritome_turns_*`; their
 format is in `dicom_gateway/infer/turns.py`). Out: go on, wait, or end. Nothing is kept.
 
-Nothing of a request becomes part of a path: its id is only compared. A list counts while its
-gateway holds the lock on it; the kernel drops the lock of a killed one.
+Nothing of a request becomes part of a path: its id and its list's name are only compared. A list
+counts while its gateway holds the lock on it; the kernel drops the lock of a killed one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Turn:
         most_paused_s: After so much waiting in all it goes on beside the urgent ones.
     """
 
-    _seen: set[Path] = set()  # noqa: RUF012 - of this process: folders in which lists were seen
+    _seen: set[str] = set()  # noqa: RUF012 - of this process: names of lists that were seen
 
     def __init__(
         self, request: Any, folder: Path | None = None, most_paused_s: float = MOST_PAUSED_S
@@ -50,21 +50,21 @@ class Turn:
         self._folder = folder or Path(os.environ.get(FOLDER, SHARED_MEMORY))
         self._id = str(request.request_id())
         self._is_cancelled: Callable[[], bool] = request.is_cancelled
-        self._is_listed = _says_listed(request)
+        self._list = _list_of(request)
         self._left_s = most_paused_s
 
     def unwanted(self) -> bool:
         """Whether nobody waits for the result any more; never waits itself."""
         if self._is_cancelled():
             return True
-        return self._is_listed and self._word(self._lists()) == "gone"
+        return bool(self._list) and self._word(self._lists()) == "gone"
 
     def __call__(self) -> bool:
         """Waits while more urgent requests are under way; True where nobody waits for this one."""
         while True:
             if self._is_cancelled():
                 return True
-            if not self._is_listed:
+            if not self._list:
                 return False
             lists = self._lists()
             word = self._word(lists)
@@ -80,8 +80,9 @@ class Turn:
         for one in lists:
             if self._id in one:
                 return one[self._id]
-        # Where no list was ever seen, gateway and server don't share the folder.
-        return "gone" if self._folder in Turn._seen else "unknown"
+        # A list that was never seen is one that we can't see: in another folder, or another
+        # user's.
+        return "gone" if self._list in Turn._seen else "unknown"
 
     def _lists(self) -> list[dict[str, str]]:
         """What the living gateways list: request id -> immediate or other."""
@@ -94,16 +95,18 @@ class Turn:
             listed = _read(path)
             if listed is not None:
                 found.append(listed)
-                Turn._seen.add(self._folder)
+                Turn._seen.add(path.name)
         return found
 
 
-def _says_listed(request: Any) -> bool:
+def _list_of(request: Any) -> str:
+    """The name of the list that a request says it stands in; empty where it says nothing."""
     try:
         parameters = json.loads(request.parameters() or "{}")
     except (ValueError, TypeError):
-        return False
-    return isinstance(parameters, dict) and bool(parameters.get(PARAMETER))
+        return ""
+    found = parameters.get(PARAMETER, "") if isinstance(parameters, dict) else ""
+    return found if isinstance(found, str) else ""
 
 
 def _read(path: Path) -> dict[str, str] | None:

@@ -124,10 +124,19 @@ def running(
 
 
 def stub_of(server_pid: int, model: str) -> psutil.Process:
-    """The living process of one model of a tritonserver."""
+    """The living process of one model of a tritonserver; one of them, where it has several."""
+    found = stubs_of(server_pid, model)
+    if not found:
+        msg = f"the server has no stub of {model}"
+        raise PeerFailed(msg)
+    return found[0]
+
+
+def stubs_of(server_pid: int, model: str) -> list[psutil.Process]:
+    """The living processes of one model of a tritonserver, one for each instance."""
+    found = []
     for process in psutil.Process(server_pid).children(recursive=True):
         with suppress(psutil.Error):  # a killed stub stays a zombie: the server doesn't reap it
             if f"/{model}/" in " ".join(process.cmdline()):
-                return process
-    msg = f"the server has no stub of {model}"
-    raise PeerFailed(msg)
+                found.append(process)
+    return found

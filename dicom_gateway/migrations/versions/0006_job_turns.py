@@ -1,4 +1,4 @@
-"""The turns of the priorities, shared by every process that claims jobs."""
+"""The turns of the priorities, shared by every process that claims jobs; an index for claims."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ def upgrade() -> None:
         sa.Column("credit", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("priority"),
     )
+    op.drop_index("ix_jobs_claim", table_name="jobs")
+    columns = ["state", "priority", "created_at_s", "not_before_s"]
+    op.create_index("ix_jobs_claim", "jobs", columns, unique=False)
 
 
 def downgrade() -> None:
     """Undoes the step."""
+    op.drop_index("ix_jobs_claim", table_name="jobs")
+    op.create_index("ix_jobs_claim", "jobs", ["state", "priority", "created_at_s"], unique=False)
     op.drop_table("job_turns")

@@ -20,7 +20,7 @@ from tests.support.patience import until
 class Request:
     """What a turn asks of Triton's request."""
 
-    def __init__(self, name: str, *, listed: bool = True) -> None:
+    def __init__(self, name: str, listed: str) -> None:
         self.name, self.listed, self.cancelled = name, listed, False
 
     def request_id(self) -> str:
@@ -29,7 +29,7 @@ class Request:
 
     def parameters(self) -> str:
         """JSON, as the Python backend gives it."""
-        return json.dumps({"tritome_listed": True} if self.listed else {})
+        return json.dumps({"tritome_listed": self.listed} if self.listed else {})
 
     def is_cancelled(self) -> bool:
         """Whether Triton knows that the client is gone."""
@@ -48,7 +48,7 @@ def turns(tmp_path: Path) -> Iterator[Turns]:
 
 def test_a_listed_request_goes_on_and_a_dropped_one_ends(turns: Turns, tmp_path: Path) -> None:
     """Dropping is how a person's cancelling reaches the windows."""
-    turn = Turn(Request("a.1.0"), tmp_path)
+    turn = Turn(Request("a.1.0", turns.name), tmp_path)
     with turns.listed("a.1.0", immediate=False):
         assert (turn(), turn.unwanted()) == (False, False)
         turns.drop("a.1.0")
@@ -60,12 +60,12 @@ def test_others_wait_while_an_immediate_one_is_listed(turns: Turns, tmp_path: Pa
     went_on = threading.Event()
 
     def go() -> None:
-        assert Turn(Request("low"), tmp_path)() is False
+        assert Turn(Request("low", turns.name), tmp_path)() is False
         went_on.set()
 
     with turns.listed("low", immediate=False):
         with turns.listed("stat", immediate=True):
-            assert Turn(Request("stat"), tmp_path)() is False
+            assert Turn(Request("stat", turns.name), tmp_path)() is False
             thread = threading.Thread(target=go)
             thread.start()
             assert not went_on.wait(0.3)
@@ -77,7 +77,7 @@ def test_immediate_requests_of_another_gateway_count_too(turns: Turns, tmp_path:
     """They use the same machine."""
     other = Turns(tmp_path)
     with turns.listed("low", immediate=False), other.listed("stat", immediate=True):
-        turn = Turn(Request("low"), tmp_path, most_paused_s=0.1)
+        turn = Turn(Request("low", turns.name), tmp_path, most_paused_s=0.1)
         before = time.monotonic()
         assert turn() is False
         assert time.monotonic() - before >= 0.1
@@ -87,7 +87,7 @@ def test_immediate_requests_of_another_gateway_count_too(turns: Turns, tmp_path:
 def test_endless_urgent_requests_don_t_starve_the_others(turns: Turns, tmp_path: Path) -> None:
     """After so much waiting in all, a request goes on beside them."""
     with turns.listed("low", immediate=False), turns.listed("stat", immediate=True):
-        turn = Turn(Request("low"), tmp_path, most_paused_s=0.1)
+        turn = Turn(Request("low", turns.name), tmp_path, most_paused_s=0.1)
         assert [turn() for _ in range(3)] == [False] * 3
 
 
@@ -100,9 +100,9 @@ def test_the_requests_of_a_killed_gateway_end(tmp_path: Path) -> None:
             time.sleep(600)
         os._exit(0)
     try:
-        turn = Turn(Request("b.1.0"), tmp_path)
         until(lambda: list(tmp_path.glob(f"{PREFIX}*")))
-        until(lambda: turn._lists() and turn._word(turn._lists()) == "other")
+        turn = Turn(Request("b.1.0", next(tmp_path.glob(f"{PREFIX}*")).name), tmp_path)
+        until(lambda: turn._word(turn._lists()) == "other")
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
@@ -118,16 +118,18 @@ def test_a_living_gateway_s_list_is_no_leftover(turns: Turns, tmp_path: Path) ->
 
 def test_requests_of_others_are_left_alone(turns: Turns, tmp_path: Path) -> None:
     """A client that knows nothing of lists is neither paused nor ended, unless Triton says so."""
-    request = Request("theirs", listed=False)
+    request = Request("theirs", "")
     with turns.listed("stat", immediate=True):
         assert Turn(request, tmp_path)() is False
         request.cancelled = True
         assert Turn(request, tmp_path)() is True
 
 
-def test_where_no_list_was_ever_seen_nothing_is_ended(tmp_path: Path) -> None:
-    """Server and gateway may not share the folder."""
-    assert Turn(Request("a"), tmp_path / "elsewhere")() is False
+def test_where_its_list_was_never_seen_nothing_is_ended(turns: Turns, tmp_path: Path) -> None:
+    """Server and gateway may not share the folder, or not the user; other lists prove nothing."""
+    with turns.listed("b", immediate=False):
+        assert Turn(Request("b", turns.name), tmp_path)() is False
+        assert Turn(Request("a", f"{PREFIX}of_another_user"), tmp_path)() is False
 
 
 def test_links_and_foreign_bytes_are_no_lists(turns: Turns, tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_links_and_foreign_bytes_are_no_lists(turns: Turns, tmp_path: Path) -> N
         stack.enter_context(turns.listed("low", immediate=False))
         (tmp_path / f"{PREFIX}0000").write_bytes(b"tritome-turns 1 00000000\nx immediate\n")
         (tmp_path / f"{PREFIX}0001").symlink_to(next(tmp_path.glob(f"{PREFIX}????????*")))
-        lists = Turn(Request("low"), tmp_path)._lists()
+        lists = Turn(Request("low", turns.name), tmp_path)._lists()
         assert lists == [{"low": "other"}]
     for name in ("0000", "0001"):
         (tmp_path / f"{PREFIX}{name}").unlink()
