@@ -12,15 +12,9 @@ import torch
 from monai.transforms import Compose
 
 from ensemble_builder.bundle import Bundle
-from ensemble_builder.plan import Step, Tensor, peak_bytes_per_voxel, steps_of
+from ensemble_builder.memory import example_shape, peak_bytes_per_voxel, x_voxels
+from ensemble_builder.plan import Step, Tensor, steps_of
 from ensemble_builder.runtime.steps import Loaded, Written
-
-EXAMPLE_KJI = (300, 512, 512)
-EXAMPLE_SPACING_MM = (1.25, 0.75, 0.75)
-"""A chest CT of thin slices (k, j, i); what needs a size is said for this one."""
-
-EXAMPLE_JI = (1080, 1920)
-"""For bundles of 2-D images."""
 
 _BYTES = {"INT16": 2, "FP64": 8, "FP32": 4, "UINT8": 1, "UINT16": 2, "INT64": 8, "FP16": 2,
           "INT32": 4, "BOOL": 1}  # fmt: skip
@@ -146,12 +140,6 @@ def peak_bytes(bundle: Bundle) -> int:
     return int(peak_bytes_per_voxel(bundle) * math.prod(example_shape(bundle)))
 
 
-def example_shape(bundle: Bundle) -> tuple[int, ...]:
-    """The size for which bytes are said: a CT of 300 slices, or a full-HD picture."""
-    layout = next(one.layout for one in bundle.recipe.inputs if one.is_image)
-    return EXAMPLE_KJI if layout in ("volume", "channels") else EXAMPLE_JI
-
-
 def _size(bundle: Bundle, tensor: Tensor) -> int | None:
     """Bytes of a tensor at the example's size; X and Y by the network's own grid."""
     if tensor.datatype not in _BYTES:
@@ -162,15 +150,7 @@ def _size(bundle: Bundle, tensor: Tensor) -> int | None:
     if open_axes == 0:
         return known * _BYTES[tensor.datatype]
     if tensor.name in ("X", "Y"):
-        return known * _BYTES[tensor.datatype] * _x_voxels(bundle)
+        return known * _BYTES[tensor.datatype] * x_voxels(bundle)
     if open_axes == len(shape):
         return known * _BYTES[tensor.datatype] * math.prod(shape)
     return known * _BYTES[tensor.datatype] * shape[0] if open_axes == 1 else None
-
-
-def _x_voxels(bundle: Bundle) -> int:
-    x_voxel_mm3 = bundle.findings.x_voxel_mm3
-    shape = example_shape(bundle)
-    if x_voxel_mm3 is None or len(shape) == 2:
-        return bundle.findings.x_voxels_fixed or math.prod(shape)
-    return int(math.prod(shape) * math.prod(EXAMPLE_SPACING_MM) / x_voxel_mm3)

@@ -21,6 +21,7 @@ from ensemble_builder.bundle import BUILT_IN, Bundle, Options, find_bundle, read
 from ensemble_builder.contract import Contract, InputPart, NamedInput, OutputPart
 from ensemble_builder.errors import BundleError, PipelineError
 from ensemble_builder.graph import Call, order
+from ensemble_builder.memory import peak_bytes_per_voxel
 from ensemble_builder.plan import (
     VERSION,
     Model,
@@ -31,7 +32,6 @@ from ensemble_builder.plan import (
     input_tensors,
     model_config,
     model_py,
-    peak_bytes_per_voxel,
     python_config,
     step_models,
     steps_of,

@@ -23,6 +23,7 @@ from ensemble_builder.contract import (
     OutputPart,
     SegmentRow,
 )
+from ensemble_builder.memory import peak_bytes_per_voxel
 from ensemble_builder.networks import DEFAULT_PRIORITY, PRIORITY_LEVELS, network_config
 from ensemble_builder.runtime.inputs import Input
 from ensemble_builder.runtime.loading import extra_name
@@ -78,11 +79,6 @@ INFERER_INSTANCES = 2
 """An instance is busy until its request ends, paused or not. In the second one an immediate study
 computes while the first waits between two windows; and where the network is a model of its own,
 windows of two studies meet there."""
-
-BYTES_PER_VOXEL = 2 + 4 + 4
-"""IMAGE as it came, as float32, and the preprocessing's copy of it."""
-BYTES_PER_VOXEL_AND_CHANNEL = 4 + 8 + 4
-"""A prediction inverted to the input's grid: float32, its float64 resampling, the result."""
 
 
 def plan(bundle: Bundle) -> tuple[Model, ...]:
@@ -232,15 +228,6 @@ def _segments(bundle: Bundle, output: Output) -> tuple[SegmentRow, ...]:
         return bundle.segments
     of_masks = all(one.kind != "labelmap" for one in bundle.recipe.outputs)
     return bundle.segments if output.kind == "masks" and of_masks else ()
-
-
-def peak_bytes_per_voxel(bundle: Bundle) -> float:
-    """Working memory of all steps together for one voxel of the input, an estimate."""
-    # Where the inferer step makes labels slab by slab, only those are ever whole.
-    y_dims = bundle.y_edge[1] if bundle.recipe.y_channels else bundle.findings.y_dims
-    channels = y_dims[0] if len(y_dims) > 1 else 0
-    images = sum(one.channels for one in bundle.recipe.inputs if one.is_image)
-    return float(BYTES_PER_VOXEL * images + channels * BYTES_PER_VOXEL_AND_CHANNEL)
 
 
 def bundle_digest(bundle: Bundle) -> str:

@@ -13,7 +13,6 @@ import contextlib
 import gc
 import hashlib
 import json
-import multiprocessing
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from perf.measure import Measurement
+from perf.workers import told, worker
 
 STAGES = ("preprocess", "stitch", "postprocess")
 """`stitch` is the sliding window without the network's own time."""
@@ -131,45 +131,18 @@ def measure(
     """
     with contextlib.ExitStack() as stack:
         workers = [
-            stack.enter_context(_worker(_serve, (bundle, volume, runtime, side))) for side in sides
+            stack.enter_context(worker(_serve, bundle, volume, runtime, side)) for side in sides
         ]
         for one in workers:
-            _told(one)  # ready
+            told(one)  # ready
         passes: dict[str, list[Pass]] = {side.name: [] for side in sides}
         for turn in range(repetitions + 1):
-            for side, worker in zip(sides, workers, strict=True):
-                worker.send("go")
-                found = _told(worker)
+            for side, pipe in zip(sides, workers, strict=True):
+                pipe.send("go")
+                found = told(pipe)
                 if turn:
                     passes[side.name].append(found)
-        for worker in workers:
-            worker.send("stop")
     return Outside(bundle.name, volume.stem, runtime, passes)
-
-
-@contextlib.contextmanager
-def _worker(serve: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[Connection]:
-    """A process of its own, which ends with the block."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=serve, args=(there, *arguments), daemon=True)
-    process.start()
-    there.close()
-    try:
-        yield here
-        process.join(30)
-    finally:
-        if process.is_alive():
-            process.kill()
-            process.join()
-
-
-def _told(worker: Connection) -> Any:
-    try:
-        return worker.recv()
-    except EOFError:
-        msg = "a side's process ended before it answered; its words are above"
-        raise RuntimeError(msg) from None
 
 
 def _serve(pipe: Connection, bundle: Path, volume: Path, runtime: str, side: Side) -> None:

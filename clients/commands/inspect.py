@@ -20,12 +20,8 @@ if TYPE_CHECKING:
 def run(bundle: str, options: Options, *, trust: bool) -> None:
     """Prints what a bundle takes, does and gives."""
     from ensemble_builder.bundle import find_bundle, read_bundle  # noqa: PLC0415
-    from ensemble_builder.explain import (  # noqa: PLC0415
-        edges,
-        example_shape,
-        peak_bytes,
-        transforms,
-    )
+    from ensemble_builder.explain import edges, peak_bytes, transforms  # noqa: PLC0415
+    from ensemble_builder.memory import example_shape  # noqa: PLC0415
     from ensemble_builder.pipeline import find_pipeline  # noqa: PLC0415
 
     check_trust(bundle, again=trust)

@@ -33,7 +33,7 @@ from monai.transforms import (
 
 from ensemble_builder.errors import ParityError
 from ensemble_builder.runtime.axes import AxisMap, axis_maps
-from ensemble_builder.runtime.fusion import CHECK, is_plain
+from ensemble_builder.runtime.fusion import CHECK, changes_nothing, is_plain
 from ensemble_builder.runtime.grid import Grid
 from ensemble_builder.runtime.inputs import Input
 from ensemble_builder.runtime.loading import Reader, input_shape, loaded
@@ -87,6 +87,21 @@ def preprocess(
     return done, shape
 
 
+def starts_from_stored(transforms: Compose, inputs: Sequence[Input], tensor: Reader) -> bool:
+    """True where `preprocess` makes no float image of the full size on a CPU.
+
+    Args:
+        transforms: The bundle's.
+        inputs: What a request brings.
+        tensor: Gives the tensors of one.
+    """
+    try:
+        _from_stored(transforms, inputs, tensor, _CPU)
+    except Exception:  # noqa: BLE001 - a bundle's own transforms may want another image
+        return False
+    return True
+
+
 def _from_stored(
     transforms: Compose, inputs: Sequence[Input], tensor: Reader, device: torch.device
 ) -> tuple[dict[Any, Any], tuple[int, ...]]:
@@ -102,8 +117,13 @@ def _from_stored(
     # A number of memory for the whole image: nothing may look at the voxels here.
     image = MetaTensor(torch.zeros(()).expand(shape), meta=meta)
     data: dict[Any, Any] = {one.key: image}
-    while waiting and type(waiting[0]) in _LEADING:
-        data = waiting.pop(0)(data)
+    while waiting:
+        if type(waiting[0]) in _LEADING:
+            data = waiting.pop(0)(data)
+        elif changes_nothing(waiting[0], one.key) and data[one.key].dtype == torch.float32:
+            waiting.pop(0)
+        else:
+            break
     spatial = []
     while waiting and type(waiting[0]) in _SPATIAL and tuple(waiting[0].keys) == (one.key,):
         spatial.append(waiting.pop(0))

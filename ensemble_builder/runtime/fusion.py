@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureTyped, Identityd, Invertd
+from monai.transforms import AsDiscreted, Compose, EnsureTyped, Identityd, Invertd
 
 from ensemble_builder.errors import ParityError
 from ensemble_builder.runtime.components import is_keep_largest, keep_largest
@@ -82,7 +82,7 @@ def split(postprocessing: Compose, pred_key: str, channels: int) -> Split:
         return plain
     transforms = list(postprocessing.flatten().transforms)
     lead = 0
-    while lead < len(transforms) and _changes_nothing(transforms[lead], pred_key):
+    while lead < len(transforms) and changes_nothing(transforms[lead], pred_key):
         lead += 1
     for count in range(LONGEST_REDUCTION, 0, -1):
         reduction = reduction_of(transforms[lead : lead + count], pred_key)
@@ -121,6 +121,33 @@ def run(
     return done
 
 
+def run_in_slabs(transforms: Compose, pred_key: str, *, labels: bool) -> bool:
+    """True where `run` never has channels of floats on the image's grid.
+
+    Args:
+        transforms: A postprocessing, or its rest after `split`.
+        pred_key: Key of the prediction.
+        labels: The prediction is labels already.
+    """
+    if not is_plain(transforms):
+        return False
+    waiting = list(transforms.flatten().transforms)
+    place = next((n for n, one in enumerate(waiting) if type(one) is Invertd), len(waiting))
+    if place == len(waiting):
+        return True
+    ahead, waiting = waiting[:place], waiting[place + 1 :]
+    while waiting and changes_nothing(waiting[0], pred_key):
+        waiting = waiting[1:]
+    counts = range(LONGEST_REDUCTION, 0, -1)
+    reduced = next((n for n in counts if reduction_of(waiting[:n], pred_key)), 0)
+    if not (reduced or labels or any(type(one) is AsDiscreted for one in ahead)):
+        return False
+    return all(
+        _keeps_labels(one) or changes_nothing(one, pred_key) or is_keep_largest(one, pred_key)
+        for one in waiting[reduced:]
+    )
+
+
 def _run(transforms: Compose, data: dict[Any, Any], key: str) -> dict[Any, Any]:
     if not is_plain(transforms):
         return _dictionary(transforms(_widened(data, key)))
@@ -155,7 +182,7 @@ def _fused(
         if tuple(first.keys) != (key,):
             return None
         lead = 1
-        while lead < len(waiting) and _changes_nothing(waiting[lead], key):
+        while lead < len(waiting) and changes_nothing(waiting[lead], key):
             lead += 1
         for count in range(LONGEST_REDUCTION, 0, -1):
             reduction = reduction_of(waiting[lead : lead + count], key)
@@ -211,7 +238,7 @@ def is_plain(transforms: Any) -> bool:
     )
 
 
-def _changes_nothing(transform: Any, key: str) -> bool:
+def changes_nothing(transform: Any, key: str) -> bool:
     """True for a transform that leaves a float32 tensor under `key` as it is."""
     if type(transform) is Identityd:
         return True

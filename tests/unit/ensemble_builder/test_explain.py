@@ -38,7 +38,37 @@ def test_edges_have_a_size_for_a_real_study(tmp_path: Path) -> None:
     assert 0 < x_bytes < 2 * 512 * 512 * 300
     assert found["X"].targets == ("inferer",)
     assert found["MASK"].targets == ("answer",)
-    assert peak_bytes(bundle) > 4 * 512 * 512 * 300
+
+
+def test_memory_is_said_for_what_the_steps_do(tmp_path: Path) -> None:
+    """In slabs a request takes far less than its volume in floats; other steps take it all."""
+    voxels = 512 * 512 * 300
+    usual = read_bundle(a_segmentation_bundle(tmp_path / "usual"))
+    request_bytes = 3 * voxels
+    assert request_bytes < peak_bytes(usual) < 20 * voxels
+    keys = {"keys": "pred"}
+    odd = a_segmentation_bundle(
+        tmp_path / "odd",
+        changed={
+            "postprocessing": {
+                "_target_": "Compose",
+                "transforms": [
+                    {"_target_": "Activationsd", **keys, "softmax": True},
+                    {
+                        "_target_": "Invertd",
+                        **keys,
+                        "transform": "@preprocessing",
+                        "orig_keys": "@image_key",
+                        "nearest_interp": False,
+                    },
+                    {"_target_": "Lambdad", **keys, "func": "$lambda x: x * 2"},
+                    {"_target_": "AsDiscreted", **keys, "argmax": True},
+                    {"_target_": "SaveImaged", **keys, "output_dir": "out"},
+                ],
+            }
+        },
+    )
+    assert peak_bytes(read_bundle(odd)) > peak_bytes(usual) + 3 * 16 * voxels
 
 
 def test_the_picture_has_every_model_and_edge(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def a_bundles(**spacing: Any) -> Compose:
         [
             Loaded("image"),
             EnsureChannelFirstd("image"),
+            EnsureTyped("image"),
             Orientationd("image", axcodes="RAS", labels=None),
             Spacingd("image", **options),
             ScaleIntensityRanged("image", -57, 164, 0, 1, clip=True),

@@ -1,0 +1,138 @@
+"""MONAI in one process: cold, as container operators run it for each study, and warm.
+
+Cold is `python -m monai.bundle run` itself, from an uncompressed NIfTI image to one: the
+process, its imports and its network are made for the study. Warm is what that process does
+between reading and writing, in one that stays; nothing is read or written then.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perf.peers.case import Case, Volume
+
+_TIMEOUT_S = 1800
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class PeerFailed(Exception):
+    """A peer gave no labels; the message has its own last words."""
+
+
+def write_nifti(volume: Volume, path: Path) -> Path:
+    """The volume as an uncompressed NIfTI image of Hounsfield units in int16."""
+    import nibabel  # noqa: PLC0415
+
+    values = np.rint(volume.hounsfield()).astype(np.int16)
+    image = nibabel.Nifti1Image(  # type: ignore[no-untyped-call]
+        values.transpose(2, 1, 0), _LPS_TO_RAS @ volume.affine_lps
+    )
+    nibabel.save(image, path)
+    return path
+
+
+def cold(case: Case, image: Path, scratch: Path) -> tuple[float, NDArray[np.uint8]]:
+    """One study in a process of its own.
+
+    Args:
+        case: The bundle.
+        image: What `write_nifti` wrote.
+        scratch: Where the result goes.
+
+    Returns:
+        Seconds from the command to its end, and the labels [K, J, I].
+
+    Raises:
+        PeerFailed: the command failed or wrote nothing.
+    """
+    import nibabel  # noqa: PLC0415
+
+    out = scratch / "bundle_run"
+    command = [
+        *(sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"),
+        *("--config_file", str(case.folder / case.config)),
+        *("--meta_file", str(case.folder / "configs" / "metadata.json")),
+        *("--bundle_root", str(case.folder)),
+        # As it is, but: our image, no compression, no worker process for one study.
+        *("--datalist", f"['{image}']", "--output_dir", str(out)),
+        *("--output_ext", ".nii", "--output_dtype", "$__import__('numpy').uint8"),
+        *("--dataloader#num_workers", "0"),
+    ]
+    started = time.perf_counter()
+    answer = subprocess.run(
+        command,
+        cwd=scratch,
+        env={**os.environ, "PYTHONPATH": str(case.folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=_TIMEOUT_S,
+    )
+    seconds = time.perf_counter() - started
+    written = sorted(out.rglob("*.nii"))
+    if answer.returncode or not written:
+        msg = f"monai.bundle run: {answer.stdout.strip()[-2000:]}"
+        raise PeerFailed(msg)
+    labels = np.asarray(nibabel.load(written[0]).dataobj).squeeze()  # type: ignore[attr-defined]
+    written[0].unlink()
+    return seconds, np.ascontiguousarray(labels.transpose(2, 1, 0).astype(np.uint8))
+
+
+class InOneProcess:
+    """MONAI's transforms, inferer and network of one bundle, kept."""
+
+    def __init__(self, case: Case, network: Any = None) -> None:
+        """Reads the bundle; `network` takes the place of its own where given."""
+        import torch  # noqa: PLC0415
+
+        from ensemble_builder.runtime.weights import network_with_weights  # noqa: PLC0415
+
+        found = case.read()
+        self._recipe = found.recipe
+        config = found.recipe.open(found.folder, torch.device("cpu"))
+        self._before, self._after = config.preprocessing(), config.postprocessing()
+        self._inferer = config.inferer()
+        self._network = network or network_with_weights(
+            config, found.recipe.network_id, found.recipe.weights, found.folder
+        )
+
+    def run(self, request: dict[str, Any]) -> NDArray[np.uint8]:
+        """Labels [K, J, I] of a request's tensors."""
+        import torch  # noqa: PLC0415
+
+        from ensemble_builder.verify.monai import stated, stored_as_read  # noqa: PLC0415
+
+        recipe = self._recipe
+        with torch.no_grad():
+            data = self._before({one.key: stored_as_read(one, request) for one in recipe.inputs})
+            x = data[recipe.network_key]
+            data[recipe.pred_key] = self._inferer(x[None].float(), self._network)[0]
+            done = self._after(data)
+        output = recipe.outputs[0]
+        plain = torch.as_tensor(done[output.key]).as_subclass(torch.Tensor).numpy()
+        return stated(plain, output)
+
+
+def serve_warm(pipe: Connection, case: Case) -> None:
+    """A process that keeps everything; a volume in, seconds and labels out."""
+    kept = InOneProcess(case)
+    answer_volumes(pipe, kept)
+
+
+def answer_volumes(pipe: Connection, kept: InOneProcess) -> None:
+    """Until something else than a volume comes."""
+    pipe.send("ready")
+    while isinstance(volume := pipe.recv(), Volume):
+        started = time.perf_counter()
+        labels = kept.run(volume.request())
+        pipe.send((time.perf_counter() - started, labels))
