@@ -15,6 +15,7 @@ from pydicom.uid import MRImageStorage, generate_uid
 from scipy import ndimage
 
 from clients.demo.reading import read_segmentation, read_source
+from clients.infer import Scored, predict_dicom, series_in, write_report
 from dicom_gateway.records import Job, JobState
 from ensemble_builder.bundle import Bundle, Options, find_bundle, read_bundle
 from ensemble_builder.pipelines.chest_xray.bundle import ChestXrayBundle
@@ -280,6 +281,24 @@ def test_the_built_in_radiographs_are_served_as_monai_computes_them(
     served = served_stages(server.grpc_url, bundle.name, bundle.recipe, request)
     stages = compare_stages(monai_stages(Source.of(bundle), request), served)
     assert max(stage.largest_difference for stage in stages) <= LARGEST_DIFFERENCE
+
+
+def test_a_radiograph_straight_to_triton_gives_the_same_scores(
+    server: TritonServer, tmp_path: Path
+) -> None:
+    """`tritome infer`, without a gateway: scores, and the report that would be sent."""
+    ds = a_radiograph(21, inverted=True)
+    scored = predict_dicom(
+        series_in(write_series(tmp_path / "cxr", [ds])), "chest_xray", server.grpc_url
+    )
+    assert isinstance(scored, Scored)
+    names, scores = zip(*scored.scores, strict=True)
+    assert names == ("Cardiomegaly", "Pleural effusion", "Pneumothorax", "Lung consolidation")
+    expected = ChestXrayBundle().scores(_as_seen(ds))
+    np.testing.assert_allclose(scores, expected, atol=LARGEST_DIFFERENCE)
+    report = tmp_path / "report.dcm"
+    write_report(scored, report)
+    np.testing.assert_allclose(list(_scores_in(report).values()), scores, atol=LARGEST_DIFFERENCE)
 
 
 def _as_seen(ds: Dataset) -> NDArray[np.int64]:
