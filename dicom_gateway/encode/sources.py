@@ -231,6 +231,11 @@ def _carried(first: Dataset) -> list[DataElement]:
         element = _element(first, keyword)
         if element is not None and not element.is_empty and _is_valid(element):
             carried.append(element)
+    found = {element.keyword: element for element in carried}
+    removed = found.get("PatientIdentityRemoved")
+    if removed is not None and removed.value == "YES" and "DeidentificationMethod" not in found:
+        # Type 1C (PS3.3 C.7.1.1); many sources say it in codes or not at all.
+        carried.append(DataElement("DeidentificationMethod", "LO", "see the source series"))
     return carried
 
 

@@ -91,6 +91,7 @@ def results_of(
     *,
     output: Output = LUNGS,
     scores: NDArray[np.float32] | None = None,
+    job_id: str = a_job().job_id,
     **more: Any,
 ) -> dict[ObjectKind, Result]:
     """The objects of a mask, or of scores, by kind."""
@@ -100,7 +101,9 @@ def results_of(
         duration_s=1.0,
         scores={} if scores is None else {output.name: scores},
     )
-    made = encode_results(inference, volume, contract, a_job(), folder / "results", kinds, **more)
+    made = encode_results(
+        inference, volume, contract, a_job(job_id), folder / "results", kinds, **more
+    )
     by_uid = {one.sop_instance_uid: one for one in made}
     assert len(by_uid) == len(made)
     return {kind_of(one): one for one in made}
