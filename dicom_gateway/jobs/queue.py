@@ -266,7 +266,7 @@ class JobQueue(JobDesk):
             .where(
                 _is(JobState.WAITING),
                 jobs.c.priority == priority.value,
-                jobs.c.not_before_s <= now_s(),
+                jobs.c.not_before_s <= _once(now_s()),
             )
             .order_by(jobs.c.created_at_s)
             .limit(1)
@@ -279,7 +279,7 @@ class JobQueue(JobDesk):
         """Jobs whose lease ran out may be claimed again."""
         late = connection.execute(
             sa.select(jobs.c.job_id, jobs.c.lease_owner)
-            .where(_is(JobState.RUNNING), jobs.c.lease_until_s < now_s())
+            .where(_is(JobState.RUNNING), jobs.c.lease_until_s < _once(now_s()))
             # PostgreSQL: whoever else looks just now takes them back; no two wait in a ring.
             .with_for_update(skip_locked=True)
         ).all()
@@ -524,6 +524,11 @@ def _is(state: JobState) -> sa.ColumnElement[bool]:
     # Written out, not bound: PostgreSQL plans a prepared statement for any state, and most rows
     # are delivered, so that it would look through the whole table.
     return jobs.c.state == sa.literal_column(f"'{state.value}'")
+
+
+def _once(value: sa.ColumnElement[float]) -> sa.ScalarSelect[float]:
+    # Both databases would read the clock again for each row that they pass.
+    return sa.select(value).scalar_subquery()
 
 
 def _ours(job: Job) -> sa.ColumnElement[bool]:

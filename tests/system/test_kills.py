@@ -63,7 +63,7 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_every_job_is_delivered_once_whatever_is_killed(
     server: TritonServer, receiving_pacs: Storescp, tmp_path: Path
 ) -> None:
-    """One SOP Instance UID per study at the PACS; nothing failed, nothing left behind."""
+    """One SOP Instance UID per result at the PACS; nothing failed, nothing left behind."""
     rng = random.Random(SEED)
     kinds = ["gateway", "tritonserver", "stub", "postgresql"]
     victims = [kinds[n % len(kinds)] for n in range(KILLS)]
@@ -107,13 +107,15 @@ def test_every_job_is_delivered_once_whatever_is_killed(
 
         jobs = gateway.jobs()
         assert Counter(job.state for job in jobs) == {JobState.DELIVERED: KILLS}, victims
-        made = [uid for job in jobs for uid in gateway.results(job)]
-        assert len(set(made)) == KILLS
+        made = [gateway.results(job) for job in jobs]
+        assert {len(uids) for uids in made} == {2}, "a segmentation and a report of each"
+        every = {uid for uids in made for uid in uids}
+        assert len(every) == 2 * KILLS
         received = Counter(
             str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID)
             for path in receiving_pacs.received()
         )
-    assert set(received) == set(made)
+    assert set(received) == every
 
 
 def _send(gateway: GatewayProcess, folder: Path) -> None:
