@@ -22,6 +22,13 @@ HEAD = 40
 
 MOST_TILES = 9
 
+LEAST_WIDTH = 560
+"""So that title and legend fit beside a single small tile."""
+
+LINE = 26
+MOST_LINES = 24
+"""Of the legend; what is more is counted in one line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Montage:
@@ -40,6 +47,13 @@ class Montage:
     tile: tuple[int, int]
     corners: tuple[tuple[int, int], ...]
     size: tuple[int, int]
+    slots: int = 0
+    """Places for tiles, of which the last may stay empty."""
+
+
+def legend_height(lines: int) -> int:
+    """Below the tiles."""
+    return LINE * (min(lines, MOST_LINES) + (lines > MOST_LINES)) + 2 * MARGIN
 
 
 def montage_of(count: int, rows: int, columns: int) -> Montage:
@@ -57,4 +71,4 @@ def montage_of(count: int, rows: int, columns: int) -> Montage:
         for n in range(count)
     )
     size = (HEAD + down * step_down, across * step_across)
-    return Montage(thinned, repeated, (height, width), corners, size)
+    return Montage(thinned, repeated, (height, width), corners, size, across * down)

@@ -22,7 +22,16 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from dicom_gateway.encode.montage import MARGIN, MOST_TILES, Montage, montage_of
+from dicom_gateway.encode.montage import (
+    LEAST_WIDTH,
+    LINE,
+    MARGIN,
+    MOST_LINES,
+    MOST_TILES,
+    Montage,
+    legend_height,
+    montage_of,
+)
 from dicom_gateway.encode.origin import Origin, a_header, code, long_string, reference
 from dicom_gateway.encode.rtstruct import PALETTE, segment_colour
 from dicom_gateway.encode.segmentation import Mask
@@ -40,9 +49,7 @@ LEAST_CHROMA = 60
 
 _SOURCE_IMAGE = CodedConcept("121322", "DCM", "Source image for image processing operation")
 _INK, _FAINT, _PAPER = (235, 235, 235), (160, 160, 160), (16, 16, 16)
-_LINE = 26
 _TEXT, _SMALL = 17, 14
-_MOST_LINES = 24
 
 
 def make_overlay(mask: Mask, output: Output, origin: Origin, pixels: Pixels) -> Dataset:
@@ -184,13 +191,13 @@ def _drawn(  # noqa: PLR0917 - as _captured
     labels: Mask | None,
     lines: Sequence[tuple[tuple[int, int, int] | None, str, str]],
 ) -> NDArray[np.uint8]:
-    cut = [*lines[:_MOST_LINES]]
-    if len(lines) > _MOST_LINES:
-        cut.append((None, f"and {len(lines) - _MOST_LINES} more", ""))
+    cut = [*lines[:MOST_LINES]]
+    if len(lines) > MOST_LINES:
+        cut.append((None, f"and {len(lines) - MOST_LINES} more", ""))
     contract = origin.contract
     title = f"{contract.pipeline} {contract.version}  -  found by software, not a diagnosis"
-    width = max(place.size[1], 560)
-    image = Image.new("RGB", (width, place.size[0] + _LINE * len(cut) + 2 * MARGIN), _PAPER)
+    width = max(place.size[1], LEAST_WIDTH)
+    image = Image.new("RGB", (width, place.size[0] + legend_height(len(lines))), _PAPER)
     draw = ImageDraw.Draw(image)
     text, small = ImageFont.load_default(_TEXT), ImageFont.load_default(_SMALL)
     draw.text((MARGIN, 12), title[: width // 9], fill=_INK, font=text)
@@ -212,7 +219,7 @@ def _drawn(  # noqa: PLR0917 - as _captured
         which = f"{planes[n] + 1} of {len(origin.volume.slices)}"
         draw.text((corner[1], corner[0] - 18), which, fill=_FAINT, font=small)
     for n, (colour, name, value) in enumerate(cut):
-        top = place.size[0] + MARGIN // 2 + n * _LINE
+        top = place.size[0] + MARGIN // 2 + n * LINE
         if colour is not None:
             draw.rectangle((MARGIN, top, MARGIN + 18, top + 18), fill=colour)
         draw.text((MARGIN + 30, top), name, fill=_INK, font=text)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_gateway.encode.gate.truth import Misplaced, Truth
-from dicom_gateway.encode.montage import montage_of
+from dicom_gateway.encode.montage import LEAST_WIDTH, legend_height, montage_of
 from dicom_gateway.records import Output
 
 ROUNDING = 1.01
@@ -55,6 +55,14 @@ def check_picture(  # noqa: PLR0917 - what is shown, and what must be
         msg = "its pixels are no picture in colour"
         raise Misplaced(msg)
     picture = raw[: rows * columns * 3].reshape(rows, columns, 3).astype(np.float64)
+    # A tile that no reference names would change the size, or stand where only paper is.
+    blank = montage_of(place.slots, first.rows, first.columns).corners[len(planes) :]
+    spare = [picture[t : t + place.tile[0], x : x + place.tile[1]] for t, x in blank]
+    below = rows - place.size[0]
+    fits = below > 0 if mask is None else below == legend_height(len(output.segments))
+    if columns != max(place.size[1], LEAST_WIDTH) or not fits or any(np.ptp(s) for s in spare):
+        msg = "it shows more or fewer slices than it names"
+        raise Misplaced(msg)
     table = np.zeros((1 << 16, 3))
     for segment, colour in zip(output.segments, colours, strict=True):
         table[segment.label] = colour
