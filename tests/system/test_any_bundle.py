@@ -124,7 +124,7 @@ _drawn = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(450 * EXAMPLES)
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
