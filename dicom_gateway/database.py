@@ -151,7 +151,7 @@ jobs = sa.Table(
     sa.Column("roles", sa.JSON, nullable=False, default=dict),  # role -> Series Instance UID
     sa.Column("superseded_by", sa.String(32)),  # the job that has taken its place
     # The last one only so that what isn't due yet is passed over without a look at its row.
-    sa.Index("ix_jobs_claim", "state", "priority", "created_at_s", "not_before_s"),
+    sa.Index("ix_jobs_claim", "state", "priority", "not_before_s", "created_at_s"),
     sa.Index("ix_jobs_series", "series_instance_uid"),
     sa.Index("ix_jobs_study", "study_instance_uid"),
     sa.Index("ix_jobs_subject", "subject"),

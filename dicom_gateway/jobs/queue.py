@@ -223,7 +223,7 @@ class JobQueue(JobDesk):
         """Takes the next due job under a lease, or None where nothing is due.
 
         Immediate jobs go first; high, normal and low share 6:3:1 among all that claim from
-        this index, each oldest first.
+        this index, in each the one first that fell due first.
 
         Args:
             owner: From `this_process`.
@@ -268,7 +268,9 @@ class JobQueue(JobDesk):
                 jobs.c.priority == priority.value,
                 jobs.c.not_before_s <= _once(now_s()),
             )
-            .order_by(jobs.c.created_at_s)
+            # In the order in which they fell due, as the index has them: however many wait for
+            # their next try, none of them is looked at.
+            .order_by(jobs.c.not_before_s, jobs.c.created_at_s)
             .limit(1)
             # PostgreSQL: two workers never wait for each other's job. SQLite has one writer
             # at a time anyway and leaves this out.
@@ -456,7 +458,10 @@ class JobQueue(JobDesk):
         return released
 
     def hurry(self, code: str) -> int:
-        """Makes jobs due now that wait because of `code`: what they waited for is back."""
+        """Makes jobs due now that wait because of `code`: what they waited for is back.
+
+        They go in the order in which they came.
+        """
         with transaction(self._engine) as connection:
             changed = connection.execute(
                 jobs.update()
@@ -465,7 +470,7 @@ class JobQueue(JobDesk):
                     jobs.c.failure_code == code,
                     jobs.c.not_before_s > now_s(),
                 )
-                .values(not_before_s=now_s())
+                .values(not_before_s=jobs.c.created_at_s)
             ).rowcount
         if changed:
             self.notify()
@@ -482,8 +487,8 @@ class JobQueue(JobDesk):
             jobs.update()
             .where(jobs.c.state == JobState.RUNNING.value, which)
             .values(
+                # Still due since when it was, so that it is the next of its priority.
                 state=JobState.WAITING.value,
-                not_before_s=now_s(),
                 strikes=jobs.c.strikes + weight,
                 lease_owner=None,
                 lease_until_s=None,

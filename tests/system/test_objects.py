@@ -29,7 +29,7 @@ from dicom_gateway.assemble.plan import plan_volumes
 from dicom_gateway.assemble.policy import Allowance
 from dicom_gateway.assemble.resample import land
 from dicom_gateway.assemble.volume import assemble, source_pixels
-from dicom_gateway.config import Destination
+from dicom_gateway.config_delivery import Destination
 from dicom_gateway.deliver.cstore import send
 from dicom_gateway.errors import DestinationRefused
 from dicom_gateway.records import ObjectKind, Result, Series, Volume

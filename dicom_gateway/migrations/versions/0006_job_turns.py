@@ -20,7 +20,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("priority"),
     )
     op.drop_index("ix_jobs_claim", table_name="jobs")
-    columns = ["state", "priority", "created_at_s", "not_before_s"]
+    columns = ["state", "priority", "not_before_s", "created_at_s"]
     op.create_index("ix_jobs_claim", "jobs", columns, unique=False)
 
 
