@@ -304,8 +304,48 @@ def models_roll(
     roll(model_repository, pipeline, to, url)
 
 
+def bench(
+    *,
+    full: Annotated[
+        bool, typer.Option("--full", help="300 slices and all peers: an hour or more.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke test.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report.", metavar="FOLDER")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="An earlier report; says which change is beyond noise.", metavar="JSON"),
+    ] = None,
+    bundles: Annotated[
+        list[Path] | None, typer.Option("--bundle", help="A further MONAI bundle.")
+    ] = None,
+    volumes: Annotated[
+        list[Path] | None, typer.Option("--volume", help="A further volume: a DICOM folder.")
+    ] = None,
+) -> None:
+    """Measure this machine: roads to Triton, our steps beside MONAI's, peers, whole studies.
+
+    Needs perf_analyzer, which 'make bench' installs.
+
+    Example: [cyan]tritome bench --full --against earlier/bench.json[/]
+    """
+    from clients.commands.bench import run  # noqa: PLC0415
+
+    arguments = [flag for flag, given in (("--full", full), ("--quick", quick)) if given]
+    for flag, paths in (
+        ("--out", [out] if out else []),
+        ("--against", [against] if against else []),
+        ("--bundle", bundles or []),
+        ("--volume", volumes or []),
+    ):
+        for path in paths:
+            arguments += [flag, str(path)]
+    raise typer.Exit(run(arguments))
+
+
 def register(app: typer.Typer) -> None:
     """Adds the builder's commands to the program."""
-    for command in (build, inspect, graph, verify):
+    for command in (build, inspect, graph, verify, bench):
         app.command(rich_help_panel=_PANEL)(command)
     app.add_typer(models_app, name="models", rich_help_panel=_PANEL)

@@ -1,25 +1,33 @@
-"""`make bench`: lung_ct over each road to Triton, then the whole way of a study; one table.
+"""`make bench` and `tritome bench`: everything that is measured, in one report.
 
-    python -m perf.bench            minutes; 120 slices of 512 x 512
-    python -m perf.bench --quick    a smoke test: small volumes, few repetitions
+    python -m perf.bench            some ten minutes; 120 slices of 512 x 512
+    python -m perf.bench --full     an hour or more; 300 slices, and all peers
+    python -m perf.bench --quick    a smoke test: small volumes, few repetitions, no peers
+
+lung_ct over each road to Triton and the whole way of a study; the road alone; our steps beside
+MONAI's own transforms; the peers. `--bundle` and `--volume` add others to the last two,
+`--against` compares with an earlier report.
 
 It starts a tritonserver and a gateway of its own on loopback, and stops them. Comes in:
-model_repository/. Goes out: `bench.md` and `bench.json`. Nothing else survives.
+model_repository/. Goes out: `bench.md`, pictures, `bench.json`. Nothing else survives.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -27,15 +35,23 @@ from clients.demo.phantom_study import PhantomStudy, write_ct_series
 from ensemble_builder.errors import BuilderError
 from ensemble_builder.phantoms.thorax import thorax_phantom
 from ensemble_builder.server import TritonServer
+from perf.against import NoReport, changes, read_measurements
 from perf.analyzer import ROADS, Analyzer, AnalyzerFailed, VolumeInput, write_input
 from perf.measure import Measurement, describe_machine
-from perf.report import Report
+from perf.peers.bundle_run import PeerFailed
+from perf.peers.case import Volume
+from perf.peers.compare import JSON
+from perf.report import Report, Shown
 from perf.road import RoadFailed, drive, free_port, gateway
+from perf.sections import Found, outside_the_network, read_volume, save_volume, the_peers, the_road
 
 _REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+LUNG_CT = _REPOSITORY_ROOT / "ensemble_builder" / "pipelines" / "lung_ct"
 _MODEL = "lung_ct"
 _SEED = 20
 _COVERED_MM = (320.0, 400.0, 400.0)
+
+_TROUBLES = (AnalyzerFailed, RoadFailed, BuilderError, PeerFailed, NoReport)
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,10 @@ class Plan:
     shape_kji: tuple[int, int, int]
     requests: int
     studies: int
+    transports: int
+    passes: int
+    turns: int
+    without: tuple[str, ...] = ()
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -59,8 +79,11 @@ class Plan:
         return max(1 << 24, 2 * 3 * slices * rows * columns)
 
 
-FULL = Plan(shape_kji=(120, 512, 512), requests=10, studies=5)
-QUICK = Plan(shape_kji=(24, 96, 96), requests=2, studies=1)
+USUAL = Plan(
+    (120, 512, 512), requests=5, studies=3, transports=5, passes=3, turns=2, without=(JSON,)
+)
+FULL = Plan((300, 512, 512), requests=10, studies=5, transports=10, passes=5, turns=5)
+QUICK = Plan((24, 96, 96), requests=2, studies=1, transports=2, passes=1, turns=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,13 +91,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     try:
+        before = read_measurements(options.against) if options.against else []
         report = measure(
-            QUICK if options.quick else FULL,
+            QUICK if options.quick else FULL if options.full else USUAL,
             model_repository=options.model_repository,
             analyzer=Analyzer.find(options.perf_analyzer),
             console=console,
+            bundles=[LUNG_CT, *options.bundle],
+            volumes=options.volume,
         )
-    except (AnalyzerFailed, RoadFailed, BuilderError) as error:
+        report = replace(report, changes=changes(report.measurements, before))
+    except _TROUBLES as error:
         console.print(f"[bold red]The bench stopped:[/] {error}", highlight=False, soft_wrap=True)
         return 1
     table, _ = report.write(options.out)
@@ -83,15 +110,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(plan: Plan, *, model_repository: Path, analyzer: Analyzer, console: Console) -> Report:
+def measure(
+    plan: Plan,
+    *,
+    model_repository: Path,
+    analyzer: Analyzer,
+    console: Console,
+    bundles: Sequence[Path],
+    volumes: Sequence[Path] = (),
+) -> Report:
     """Runs everything once.
+
+    Args:
+        plan: How much.
+        model_repository: Where lung_ct is served from.
+        analyzer: perf_analyzer.
+        console: Hears how far it is.
+        bundles: For what runs on any bundle.
+        volumes: The same; besides the generated chest.
 
     Raises:
         AnalyzerFailed: perf_analyzer gave no figures.
         RoadFailed: the gateway did not start, or a study got lost.
         BuilderError: there is no tritonserver, or it does not start.
+        PeerFailed: a peer gave no labels.
     """
     setting = describe_machine()
+    shown: list[Shown] = []
     with tempfile.TemporaryDirectory(prefix="tritome-bench-") as place:
         folder = Path(place)
         console.print("Painting a chest")
@@ -108,7 +153,32 @@ def measure(plan: Plan, *, model_repository: Path, analyzer: Analyzer, console: 
             }
             found = _over_each_road(server, analyzer, volume, plan, console)
             found += _the_whole_road(server, folder, study, plan, console)
-    return Report(setting, found)
+        chest = _as_volume(volume)
+        for part in _parts(folder, [chest, *map(read_volume, volumes)], bundles, plan, console):
+            found += part.measurements
+            shown += part.shown
+    setting["load after"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
+    return Report(setting, found, shown)
+
+
+def _parts(
+    folder: Path,
+    volumes: Sequence[Volume],
+    bundles: Sequence[Path],
+    plan: Plan,
+    console: Console,
+) -> Iterator[Found]:
+    console.print("The road alone")
+    yield the_road(plan.shape_kji, plan.transports)
+    for volume in volumes:
+        path = save_volume(volume, folder)
+        for bundle in bundles:
+            console.print(f"{bundle.name} on {volume.name}: all but the network")
+            yield outside_the_network(bundle, path, plan.passes)
+            if plan.turns:
+                console.print(f"{bundle.name} on {volume.name}: the peers")
+                say = partial(console.print, highlight=False)
+                yield the_peers(bundle, volume, plan.turns, plan.without, say)
 
 
 def _a_chest(folder: Path, plan: Plan) -> tuple[PhantomStudy, VolumeInput]:
@@ -121,6 +191,16 @@ def _a_chest(folder: Path, plan: Plan) -> tuple[PhantomStudy, VolumeInput]:
         seed=_SEED,
     )
     return study, write_input(folder / "input", phantom.hu, phantom.affine_lps)
+
+
+def _as_volume(written: VolumeInput) -> Volume:
+    """The chest that perf_analyzer reads, for the parts that run in Python."""
+    shape = written.shape_kji
+    image = np.fromfile(written.folder / "IMAGE", dtype="<i2").reshape(shape)
+    rescale = np.fromfile(written.folder / "RESCALE", dtype="<f8").reshape(shape[0], 2)
+    affine = np.fromfile(written.folder / "AFFINE", dtype="<f8").reshape(4, 4)
+    affine = affine.astype(np.float32).astype(np.float64)
+    return Volume(f"chest of {shape[0]} slices", image, rescale, affine)
 
 
 def _over_each_road(
@@ -172,7 +252,20 @@ def _installed() -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m perf.bench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--quick", action="store_true", help="a smoke test of a minute")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a smoke test of a minute or two")
+    size.add_argument("--full", action="store_true", help="300 slices, all peers, an hour or more")
+    parser.add_argument(
+        "--bundle", type=Path, action="append", default=[], help="a further MONAI bundle"
+    )
+    parser.add_argument(
+        "--volume",
+        type=Path,
+        action="append",
+        default=[],
+        help="a further volume: a DICOM folder, or an .npz with IMAGE, RESCALE, AFFINE",
+    )
+    parser.add_argument("--against", type=Path, help="an earlier bench.json, or its folder")
     parser.add_argument(
         "--out",
         type=Path,

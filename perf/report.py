@@ -1,6 +1,7 @@
-"""One table out of everything that was measured, for people (Markdown) and programs (JSON).
+"""One report out of everything that was measured, for people and for programs.
 
-Comes in: measurements. Goes out: `bench.md` and `bench.json` in a folder.
+Comes in: measurements, and what they should show. Goes out: `bench.md` (tables), one SVG for
+each group of measurements, and `bench.json` in a folder.
 """
 
 from __future__ import annotations
@@ -11,7 +12,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from perf.against import Change
+from perf.chart import bars
 from perf.measure import Measurement
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One thing that a run should show, and what it showed.
+
+    Attributes:
+        what: In words, with its unit.
+        found: The figure.
+        wanted: What it should be; at least this, or at most with `at_most`.
+    """
+
+    what: str
+    found: float
+    wanted: float
+    at_most: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure is what it should be."""
+        return self.found <= self.wanted if self.at_most else self.found >= self.wanted
 
 
 @dataclass(frozen=True)
@@ -20,18 +44,36 @@ class Report:
 
     Attributes:
         setting: Words on what was measured, on what, and when.
+        measurements: Those whose names begin alike, up to a colon, stand in one picture.
+        shown: What the run should show.
+        changes: Against an earlier report.
     """
 
     setting: Mapping[str, str]
     measurements: Sequence[Measurement]
+    shown: Sequence[Shown] = ()
+    changes: Sequence[Change] = ()
 
     def markdown(self) -> str:
-        """The table, with the setting below it."""
+        """The tables, with the setting below them."""
         lines = [
             "| what | n | median ms | p25 ms | p90 ms | moved MB |",
             "|---|---:|---:|---:|---:|---:|",
         ]
         lines += [_row(measurement) for measurement in self.measurements]
+        if self.shown:
+            lines += ["", "| it shows | found | wanted | |", "|---|---:|---:|---|"]
+            lines += [
+                f"| {one.what} | {one.found:.2f} | {'<=' if one.at_most else '>='} "
+                f"{one.wanted:g} | {'yes' if one.holds else 'no'} |"
+                for one in self.shown
+            ]
+        if self.changes:
+            lines += ["", "| against the earlier report | ratio | |", "|---|---:|---|"]
+            lines += [f"| {one.name} | {one.ratio:.2f} | {one.verdict} |" for one in self.changes]
+        pictures = [f"![{name}]({file})" for name, file, _ in self._pictures()]
+        if pictures:
+            lines += ["", *pictures]
         lines.append("")
         lines += [f"- {name}: {words}" for name, words in self.setting.items()]
         return "\n".join(lines) + "\n"
@@ -41,16 +83,38 @@ class Report:
         document = {
             "setting": dict(self.setting),
             "measurements": [dataclasses.asdict(one) for one in self.measurements],
+            "shown": [dataclasses.asdict(one) | {"holds": one.holds} for one in self.shown],
+            "changes": [dataclasses.asdict(one) for one in self.changes],
         }
         return json.dumps(document, indent=2) + "\n"
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """Writes `bench.md` and `bench.json`; returns their paths."""
+        """Writes `bench.md`, the pictures and `bench.json`; returns the first and the last."""
         folder.mkdir(parents=True, exist_ok=True)
         table, document = folder / "bench.md", folder / "bench.json"
         table.write_text(self.markdown(), encoding="utf-8")
         document.write_text(self.json(), encoding="utf-8")
+        for title, file, group in self._pictures():
+            (folder / file).write_text(bars(title, group), encoding="utf-8")
         return table, document
+
+    def _pictures(self) -> list[tuple[str, str, list[Measurement]]]:
+        """Title, file name and measurements of each group of two or more."""
+        groups: dict[str, list[Measurement]] = {}
+        for one in self.measurements:
+            title, colon, _ = one.name.partition(": ")
+            if colon:
+                groups.setdefault(title, []).append(one)
+        return [
+            (title, f"{_file_name(title)}.svg", group)
+            for title, group in groups.items()
+            if len(group) > 1
+        ]
+
+
+def _file_name(title: str) -> str:
+    words = "".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split()
+    return "-".join(words)
 
 
 def _row(one: Measurement) -> str:

@@ -23,7 +23,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also writes everything there")
     chosen = parser.parse_args()
     volume = Volume.read(chosen.volume)
-    found = compare(chosen.bundle, volume, turns=chosen.turns, without=tuple(chosen.without))
+    found = compare(
+        chosen.bundle,
+        volume,
+        turns=chosen.turns,
+        without=tuple(chosen.without),
+        say=lambda words: print(words, file=sys.stderr),
+    )
     for who, seconds in found.seconds.items():
         print(
             f"{who:24} {statistics.median(seconds):7.2f} s  "

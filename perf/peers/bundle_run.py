@@ -1,12 +1,13 @@
 """MONAI in one process: cold, as container operators run it for each study, and warm.
 
-Cold is `python -m monai.bundle run` itself, from an uncompressed NIfTI image to one: the
-process, its imports and its network are made for the study. Warm is what that process does
-between reading and writing, in one that stays; nothing is read or written then.
+Cold is what `python -m monai.bundle run` does (`one_study.py`), from an uncompressed NIfTI
+image to one: the process, its imports and its network are made for the study. Warm is what that
+process does between reading and writing, in one that stays; nothing is read or written then.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -57,16 +58,23 @@ def cold(case: Case, image: Path, scratch: Path) -> tuple[float, NDArray[np.uint
     import nibabel  # noqa: PLC0415
 
     out = scratch / "bundle_run"
-    command = [
-        *(sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"),
-        *("--config_file", str(case.folder / case.config)),
-        *("--meta_file", str(case.folder / "configs" / "metadata.json")),
-        *("--bundle_root", str(case.folder)),
-        # As it is, but: our image, no compression, no worker process for one study.
-        *("--datalist", f"['{image}']", "--output_dir", str(out)),
-        *("--output_ext", ".nii", "--output_dtype", "$__import__('numpy').uint8"),
-        *("--dataloader#num_workers", "0"),
-    ]
+    settings = {
+        "config": str(case.folder / case.config),
+        "network": case.network_id,
+        "weights": str(case.folder / case.weights),
+        "key": case.key,
+        "pred_key": case.pred_key,
+        "image": str(image),
+        # As it is, but without compression.
+        "changes": {
+            "bundle_root": str(case.folder),
+            "output_dir": str(out),
+            "output_ext": ".nii",
+            "output_dtype": "$__import__('numpy').uint8",
+        },
+    }
+    script = Path(__file__).with_name("one_study.py")
+    command = [sys.executable, "-W", "ignore", str(script), json.dumps(settings)]
     started = time.perf_counter()
     answer = subprocess.run(
         command,
@@ -81,7 +89,7 @@ def cold(case: Case, image: Path, scratch: Path) -> tuple[float, NDArray[np.uint
     seconds = time.perf_counter() - started
     written = sorted(out.rglob("*.nii"))
     if answer.returncode or not written:
-        msg = f"monai.bundle run: {answer.stdout.strip()[-2000:]}"
+        msg = f"one study with MONAI: {answer.stdout.strip()[-2000:]}"
         raise PeerFailed(msg)
     labels = np.asarray(nibabel.load(written[0]).dataobj).squeeze()  # type: ignore[attr-defined]
     written[0].unlink()

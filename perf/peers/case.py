@@ -67,6 +67,8 @@ class Case:
     Attributes:
         folder: Of the bundle.
         config: Its inference config, inside the folder.
+        network_id: The network's config id.
+        weights: Its file, inside the folder.
         key: Of the image.
         window: [C, *roi].
     """
@@ -74,6 +76,8 @@ class Case:
     name: str
     folder: Path
     config: str
+    network_id: str
+    weights: str
     key: str
     pred_key: str
     window: tuple[int, ...]
@@ -102,6 +106,8 @@ class Case:
             found.name,
             folder,
             recipe.configs[0],
+            recipe.network_id,
+            recipe.weights.path or "models/model.pt",
             recipe.network_key,
             recipe.pred_key,
             tuple(recipe.window),

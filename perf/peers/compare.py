@@ -24,7 +24,7 @@ from perf.measure import Measurement
 from perf.peers.bundle_run import cold, serve_warm, write_nifti
 from perf.peers.case import TUTORIAL_MODEL, Case, Volume
 from perf.peers.client_windows import serve_client
-from perf.peers.shared_memory import SharedMemoryClient
+from perf.shared_memory import SharedMemoryClient
 from perf.workers import told, worker
 
 OURS, OURS_TORCH = "tritome (OpenVINO)", "tritome (torch)"
@@ -65,7 +65,12 @@ class Comparison:
 
 
 def compare(
-    bundle: Path, volume: Volume, *, turns: int, without: tuple[str, ...] = ()
+    bundle: Path,
+    volume: Volume,
+    *,
+    turns: int,
+    without: tuple[str, ...] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Runs everyone.
 
@@ -74,6 +79,7 @@ def compare(
         volume: One volume.
         turns: How often everyone is counted.
         without: Who doesn't take part.
+        say: Hears how far it is.
 
     Raises:
         PeerFailed: a peer gave no labels.
@@ -98,11 +104,14 @@ def compare(
         image = write_nifti(volume, scratch / "image.nii")
         runners[COLD] = lambda: cold(case, image, scratch)
         found = Comparison(case.name, volume.name, volume.image.size)
-        _take_turns({w: r for w, r in runners.items() if w not in without}, found, turns)
+        chosen = {who: run for who, run in runners.items() if who not in without}
+        _take_turns(chosen, found, turns, say)
     return found
 
 
-def _take_turns(runners: dict[str, Runner], found: Comparison, turns: int) -> None:
+def _take_turns(
+    runners: dict[str, Runner], found: Comparison, turns: int, say: Callable[[str], None]
+) -> None:
     expected = runners[WARM]()[1]
     for who, run in runners.items():
         if who != COLD:  # no study warms up for the next one there
@@ -111,6 +120,7 @@ def _take_turns(runners: dict[str, Runner], found: Comparison, turns: int) -> No
         found.load.append(os.getloadavg()[0])
         for who, run in runners.items():
             seconds, labels = run()
+            say(f"{found.bundle}, {found.volume}: {who} took {seconds:.2f} s")
             found.seconds.setdefault(who, []).append(seconds)
             different = int(np.count_nonzero(labels != expected))
             found.different[who] = max(found.different.get(who, 0), different)

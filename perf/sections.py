@@ -1,0 +1,113 @@
+"""The parts of a bench that run on any bundle and volume: road, outside the network, peers.
+
+In: what to run on. Out: measurements, and what they should show (the issue's figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clients.infer import stored_volume
+from perf import outside, transport
+from perf.measure import Measurement
+from perf.peers.case import Volume
+from perf.peers.compare import (
+    BINARY,
+    COLD,
+    JSON,
+    OURS,
+    OURS_TORCH,
+    TUTORIAL,
+    WARM,
+    compare,
+)
+from perf.report import Shown
+
+Say = Callable[[str], None]
+
+TIMES = {COLD: 5.0, WARM: 3.0, TUTORIAL: 3.0, BINARY: 3.0, JSON: 6.0}
+"""How many times longer each peer should take than our default runtime."""
+
+SMALL_NETWORK = {"lung_ct": {WARM: 4.0, TUTORIAL: 4.0}}
+"""The same where the network is the smallest part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a part measured, and what it shows."""
+
+    measurements: list[Measurement]
+    shown: list[Shown]
+
+
+def read_volume(source: Path) -> Volume:
+    """A volume from an .npz with IMAGE, RESCALE and AFFINE, or from a DICOM folder."""
+    if source.suffix == ".npz":
+        return Volume.read(source)
+    image, rescale, affine = stored_volume(source)
+    affine = affine.astype(np.float32).astype(np.float64)
+    return Volume(source.name, image, rescale, affine)
+
+
+def save_volume(volume: Volume, folder: Path) -> Path:
+    """As an .npz, for processes that read their volume themselves."""
+    path = folder / f"{volume.name}.npz"
+    np.savez(path, **volume.request())
+    return path
+
+
+def the_road(shape_kji: tuple[int, int, int], repetitions: int) -> Found:
+    """Shared memory beside gRPC and HTTP."""
+    measured = transport.measure(shape_kji, repetitions=repetitions)
+    ours, *others = (one.median_s for one in measured)
+    shown = [
+        Shown(f"transport: {road} takes this many times as long as shared memory", s / ours, 4.0)
+        for road, s in zip(transport.ROADS[1:], others, strict=True)
+    ]
+    return Found(measured, shown)
+
+
+def outside_the_network(bundle: Path, volume: Path, repetitions: int) -> Found:
+    """Our steps beside MONAI's own transforms."""
+    found = outside.measure(bundle, volume, outside.SIDES, repetitions=repetitions)
+    monai, ours = (side.name for side in outside.SIDES)
+    name = f"{found.bundle}, {found.volume}, all but the network"
+    peaks = ", ".join(f"{side} {found.peak_bytes(side) / 2**20:,.0f} MiB" for side in (monai, ours))
+    shown = [
+        Shown(f"{name}: times less time", found.median_s(monai) / found.median_s(ours), 4.0),
+        Shown(f"{name}: times less processor time", found.cpu_s(monai) / found.cpu_s(ours), 4.0),
+        Shown(
+            f"{name}: share of the peak memory ({peaks})",
+            found.peak_bytes(ours) / found.peak_bytes(monai),
+            1 / 3,
+            at_most=True,
+        ),
+        Shown(f"{name}: passes with other labels", float(not found.equal()), 0.0, at_most=True),
+    ]
+    return Found(list(found.measurements()), shown)
+
+
+def the_peers(bundle: Path, volume: Volume, turns: int, without: Sequence[str], say: Say) -> Found:
+    """Everyone on one volume."""
+    found = compare(bundle, volume, turns=turns, without=tuple(without), say=say)
+    name = f"{found.bundle}, {found.volume}"
+    times = TIMES | SMALL_NETWORK.get(found.bundle, {})
+    shown = []
+    for who in found.seconds:
+        if who in times:
+            shown += [
+                Shown(f"{name}: {who} takes this many times as long", found.ratio(who), times[who]),
+                Shown(
+                    f"{name}: {who}, against our torch runtime", found.ratio(who, OURS_TORCH), 1.0
+                ),
+            ]
+    for who, different in found.different.items():
+        least = 1e-3 * found.voxels if who == OURS else 0.0
+        shown.append(
+            Shown(f"{name}: voxels of {who} unlike MONAI's", different, least, at_most=True)
+        )
+    return Found(list(found.measurements()), shown)
