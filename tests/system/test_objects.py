@@ -30,7 +30,7 @@ from dicom_gateway.assemble.policy import Allowance
 from dicom_gateway.assemble.resample import land
 from dicom_gateway.assemble.volume import assemble, source_pixels
 from dicom_gateway.config_delivery import Destination
-from dicom_gateway.deliver.cstore import send
+from dicom_gateway.deliver.cstore import CStore
 from dicom_gateway.errors import DestinationRefused
 from dicom_gateway.records import ObjectKind, Result, Series, Volume
 from tests.support.dicom import a_ct_series
@@ -133,6 +133,15 @@ def test_every_object_is_taken_and_read_back(
     assert np.ptp(picture.astype(int), axis=2).max() > 40  # there is colour in it
 
 
+def sent_to(peer: Destination, path: Path) -> str:
+    """What became of one object at one peer."""
+    sender = CStore(peer, "TRITOME")
+    try:
+        return sender.send(path)
+    finally:
+        sender.close()
+
+
 def _is_stored(result: Result, dcmtk: Storescp, orthanc: Orthanc) -> None:
     peers = [
         Destination(name="dcmtk", host_ip=dcmtk.host, port=dcmtk.port, ae_title=dcmtk.ae_title),
@@ -141,7 +150,7 @@ def _is_stored(result: Result, dcmtk: Storescp, orthanc: Orthanc) -> None:
         ),
     ]
     for peer in peers:
-        assert send(result.path, peer, "TRITOME") == "accepted"
+        assert sent_to(peer, result.path) == "accepted"
     ours = pydicom.dcmread(result.path)
     theirs = [pydicom.dcmread(dcmtk.received()[-1])]
     (known,) = orthanc.post("/tools/lookup", result.sop_instance_uid)
@@ -184,7 +193,7 @@ def test_label_maps_go_only_where_they_are_taken(
         ),
     ):
         try:
-            said[peer.name] = send(made[LABELMAP].path, peer, "TRITOME")
+            said[peer.name] = sent_to(peer, made[LABELMAP].path)
         except DestinationRefused as error:
             assert "1.2.840.10008.5.1.4.1.1.66.7" in str(error)
             said[peer.name] = "refused"
