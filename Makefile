@@ -17,6 +17,7 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 STUDY ?=
 BENCH_ARGS ?=
+WHEELS ?=
 BUNDLES ?= bundles
 PYTEST_ARGS ?=
 
@@ -74,8 +75,19 @@ format: $(VENV)/.dev ## Put the code into the project's style
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 .PHONY: bench
-bench: $(VENV)/.dev $(PERF_VENV)/.ready ## Measure lung_ct and the whole road (BENCH_ARGS=--quick for a minute)
+bench: $(VENV)/.dev $(PERF_VENV)/.ready ## Measure roads, our steps beside MONAI's, peers, studies (BENCH_ARGS=--quick for a minute)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m perf.bench $(BENCH_ARGS)
+
+# Not run on a machine of ours yet: none had a GPU. WHEELS is a folder with every wheel that
+# '.[dev]' needs, with CUDA builds of torch and onnxruntime, for a machine without network.
+.PHONY: bench-gpu
+bench-gpu: ## The same on a CUDA machine (WHEELS=folder installs without a network)
+	@nvidia-smi -L || { echo "bench-gpu needs an NVIDIA GPU and its driver (nvidia-smi)" >&2; exit 1; }
+	@$(MAKE) --no-print-directory $(VENV)/.dev $(PERF_VENV)/.ready \
+	  $(if $(WHEELS),PIP_ARGS='--no-index --find-links $(abspath $(WHEELS)) $(PIP_ARGS)')
+	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \
+	  || { echo "This torch sees no CUDA: install a CUDA build of torch $$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])') (WHEELS=folder or PIP_ARGS)" >&2; exit 1; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m perf.bench --full --out perf/results/gpu $(BENCH_ARGS)
 
 .PHONY: model-repository
 model-repository: $(VENV)/.server ## Build model_repository/ again; commit what changes

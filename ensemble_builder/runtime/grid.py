@@ -206,6 +206,15 @@ class Grid:
         """The same for whole planes `first:last` of the final grid's memory."""
         n = len(self.source)
         shape = [len(m.index) for m in self.maps]
+        straight = self.coordinate_rows
+        if straight is not None:
+            found = straight[0].new_empty(last - first, *reversed(shape[:-1]), n)
+            for final, m in enumerate(self.maps):
+                row = straight[final][first:last] if final == n - 1 else straight[final]
+                found[..., n - 1 - m.axis] = row.view(
+                    [-1 if d == n - 1 - final else 1 for d in range(n)]
+                )
+            return found.view(-1, n)
         base = self._base_rows[0].new_empty(last - first, *reversed(shape[:-1]), n + 1)
         for final, m in enumerate(self.maps):
             row = self._base_rows[final]

@@ -35,7 +35,7 @@ SLAB_VOXELS = 4_000_000
 CHUNK_POINTS = 500_000
 """Points whose coordinates are held at once (about 150 bytes each)."""
 
-MOST_OPEN = 0.5
+MOST_OPEN = 0.8
 """Where a larger part of a slab is open, all of it is computed: no list of places needed."""
 
 LONGEST_LIST = 16_000_000

@@ -65,13 +65,8 @@ def cold(case: Case, image: Path, scratch: Path) -> tuple[float, NDArray[np.uint
         "key": case.key,
         "pred_key": case.pred_key,
         "image": str(image),
-        # As it is, but without compression.
-        "changes": {
-            "bundle_root": str(case.folder),
-            "output_dir": str(out),
-            "output_ext": ".nii",
-            "output_dtype": "$__import__('numpy').uint8",
-        },
+        "bundle_root": str(case.folder),
+        "output_dir": str(out),
     }
     script = Path(__file__).with_name("one_study.py")
     command = [sys.executable, "-W", "ignore", str(script), json.dumps(settings)]

@@ -19,7 +19,8 @@ def main(settings: dict[str, Any]) -> None:
 
     parser = ConfigParser()
     parser.read_config(settings["config"])
-    parser.update(settings["changes"])
+    parser["bundle_root"] = settings["bundle_root"]
+    _write_to(parser.config, settings["output_dir"])
     network = parser.get_parsed_content(settings["network"])
     state = torch.load(settings["weights"], map_location="cpu", weights_only=True)
     network.load_state_dict(state.get("model", state))
@@ -30,6 +31,18 @@ def main(settings: dict[str, Any]) -> None:
         inferer = parser.get_parsed_content("inferer")
         data[pred_key] = inferer(data[key][None], network)[0]
         parser.get_parsed_content("postprocessing")(data)
+
+
+def _write_to(node: Any, folder: str) -> None:
+    """Lets every SaveImaged write there, without compression, which would only take time."""
+    if isinstance(node, dict):
+        if str(node.get("_target_", "")).rpartition(".")[2].startswith("SaveImage"):
+            node.update(output_dir=folder, output_ext=".nii", output_dtype="uint8")
+        for one in node.values():
+            _write_to(one, folder)
+    elif isinstance(node, list):
+        for one in node:
+            _write_to(one, folder)
 
 
 if __name__ == "__main__":
