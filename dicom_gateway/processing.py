@@ -23,7 +23,7 @@ from dicom_gateway.assemble.grids import check_same_grid
 from dicom_gateway.assemble.headers import Header
 from dicom_gateway.assemble.plan import VolumePlan, plan_images, plan_volumes
 from dicom_gateway.assemble.policy import allowance
-from dicom_gateway.assemble.resample import land
+from dicom_gateway.assemble.resample import land, landed_volume
 from dicom_gateway.assemble.volume import assemble, source_pixels
 from dicom_gateway.config import AssemblySettings
 from dicom_gateway.config_delivery import ResultSettings
@@ -185,12 +185,11 @@ class Processing:
     ) -> list[Result]:
         wanted = self.objects.get(contract.pipeline, ResultSettings()).objects
         with run.stage("encoded") as stage:
-            # Masks of a resampled volume go back to its source frames.
-            landed = {name: land(mask, volume) for name, mask in inference.labelmaps.items()}
-            sources = next((found for _, found in landed.values()), volume)
+            # What was found in a resampled volume goes back to its source frames.
+            landed = {name: land(mask, volume)[0] for name, mask in inference.labelmaps.items()}
             made = encode_results(
-                replace(inference, labelmaps={name: mask for name, (mask, _) in landed.items()}),
-                sources,
+                replace(inference, labelmaps=landed),
+                landed_volume(volume),
                 contract,
                 run.job,
                 self.results,

@@ -214,12 +214,23 @@ def land(labels: Labels, volume: Volume) -> tuple[Labels, Volume]:
         plane = labels[min(max(k, 0), labels.shape[0] - 1)]
         found = plane[j : j + rows, i : i + columns]
         landed[s, : found.shape[0], : found.shape[1]] = found
-    return landed, replace(
+    return landed, landed_volume(volume)
+
+
+def landed_volume(volume: Volume) -> Volume:
+    """The volume as its results must see it: on its source frames.
+
+    It needs no mask: scores refer to the source frames too. As it came where nothing was
+    resampled.
+    """
+    if volume.resampling is None:
+        return volume
+    return replace(
         volume,
         shape_kji=volume.resampling.source_shape_kji,
         affine_lps=volume.resampling.source_affine_lps,
         resampling=None,
-        notes=(*volume.notes, "its masks were brought back to the source frames"),
+        notes=(*volume.notes, "its results were brought back to the source frames"),
     )
 
 
