@@ -202,7 +202,13 @@ class Gateway:
     def _ahead(self, decoders: DecoderPool, read: Callable[[Path], Header]) -> Ahead | None:
         if not self._settings.jobs.ahead_bytes:
             return None
-        room = self._open.enter_context(Arena(self._settings.jobs.ahead_bytes))
+        try:
+            room = self._open.enter_context(
+                Arena(self._settings.jobs.ahead_bytes, setting="jobs.ahead-bytes")
+            )
+        except ConfigurationError as error:  # everything works without it, a little later
+            self._log.warning("no_decoding_ahead", reason=str(error))
+            return None
         ahead = Ahead(room, decoders, read)
         self._run_in_thread("ahead", ahead.run, ahead.stop)
         return ahead

@@ -50,19 +50,26 @@ class Arena:
     Args:
         size_bytes: Size of the whole; rounded up to pages.
         folder: Where POSIX shared memory lives; only tests say another.
+        setting: What says the size in gateway.yaml, for those who must change it.
 
     Raises:
         ConfigurationError: (shared_memory_full) when `folder` hasn't that much room,
             (shared_memory_unusable) when no file can be made there.
     """
 
-    def __init__(self, size_bytes: int, folder: Path = SHARED_MEMORY) -> None:
+    def __init__(
+        self,
+        size_bytes: int,
+        folder: Path = SHARED_MEMORY,
+        *,
+        setting: str = "triton.arena-bytes",
+    ) -> None:
         self.size_bytes = _whole_pages(size_bytes)
         self._folder = folder
         self._mutex = threading.Lock()
         self._lent: dict[int, ArenaSpan] = {}  # offset -> span
         self._closed = False
-        self.name, self._fd = _create(folder, self.size_bytes)
+        self.name, self._fd = _create(folder, self.size_bytes, setting)
         self._map: mmap.mmap | None = mmap.mmap(self._fd, self.size_bytes)
 
     @property
@@ -198,7 +205,7 @@ def remove_leftovers(folder: Path = SHARED_MEMORY) -> tuple[str, ...]:
         except BlockingIOError:
             continue  # its owner lives
         else:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # gone in the meantime, or another user's that we may open
                 path.unlink()
                 removed.append(path.name)
         finally:
@@ -206,7 +213,7 @@ def remove_leftovers(folder: Path = SHARED_MEMORY) -> tuple[str, ...]:
     return tuple(removed)
 
 
-def _create(folder: Path, size_bytes: int) -> tuple[str, int]:
+def _create(folder: Path, size_bytes: int, setting: str) -> tuple[str, int]:
     while True:
         name = f"{PREFIX}{secrets.token_hex(8)}"
         path = folder / name
@@ -221,7 +228,7 @@ def _create(folder: Path, size_bytes: int) -> tuple[str, int]:
             if not path.exists() or path.stat().st_ino != os.fstat(fd).st_ino:
                 os.close(fd)
                 continue
-            _fill(fd, size_bytes, folder)
+            _fill(fd, size_bytes, folder, setting)
         except BaseException:
             os.close(fd)
             with suppress(FileNotFoundError):
@@ -230,7 +237,7 @@ def _create(folder: Path, size_bytes: int) -> tuple[str, int]:
         return name, fd
 
 
-def _fill(fd: int, size_bytes: int, folder: Path) -> None:
+def _fill(fd: int, size_bytes: int, folder: Path, setting: str) -> None:
     room = os.statvfs(folder)
     free = room.f_bavail * room.f_frsize
     try:
@@ -241,7 +248,7 @@ def _fill(fd: int, size_bytes: int, folder: Path) -> None:
         msg = (
             f"{folder} has {_mib(free)} free and the arena wants {_mib(size_bytes)} "
             f"({error.strerror}); give it more (docker: --shm-size, compose: shm_size) or lower "
-            "triton.arena-bytes in gateway.yaml"
+            f"{setting} in gateway.yaml"
         )
         raise ConfigurationError(msg, code="shared_memory_full") from error
 

@@ -8,6 +8,7 @@ half-written one has another name and is removed at the next start.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -38,7 +39,8 @@ def keep(
         Retryable: (result_not_written) the disk doesn't take it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # A name for each attempt: one whose lease was lost may still be writing the same object.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         with unfinished.open("wb") as file:
             write(file)

@@ -94,9 +94,11 @@ def test_both_images_run_as_the_same_ordinary_user(docker: Path) -> None:
 def test_shared_memory_is_as_large_as_the_arena_asks_for(
     services: dict[str, Any], settings: GatewaySettings
 ) -> None:
-    """The arena, twice the largest volume for Triton's Python models, and air fit in it."""
+    """Both arenas, twice the largest volume for Triton's Python models, and air fit in it."""
     number, unit = re.fullmatch(r"(\d+)([mg]b)", services["triton"]["shm_size"]).groups()
-    assert int(number) * _BYTES[unit] >= 4 * settings.triton.arena_bytes
+    assert int(number) * _BYTES[unit] >= (
+        4 * settings.triton.arena_bytes + settings.jobs.ahead_bytes
+    )
 
 
 def test_only_dicom_is_open_to_the_network(services: dict[str, Any]) -> None:

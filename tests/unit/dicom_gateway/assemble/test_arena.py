@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dicom_gateway.assemble.arena import ALIGNMENT_BYTES, Arena, remove_leftovers
+from dicom_gateway.assemble.arena import ALIGNMENT_BYTES, PREFIX, Arena, remove_leftovers
 from dicom_gateway.errors import ArenaFull, ConfigurationError, VolumeTooLarge
 from dicom_gateway.records import ArenaSpan
 
@@ -180,3 +181,18 @@ def test_a_living_arena_and_strangers_files_are_left_alone(tmp_path: Path) -> No
     with Arena(PAGE, tmp_path) as arena:
         assert remove_leftovers(tmp_path) == ()
         assert arena.path.exists()
+
+
+def test_an_arena_that_we_may_not_remove_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a sticky folder another user's file can be opened but not unlinked."""
+    (tmp_path / f"{PREFIX}0000").touch()
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        assert remove_leftovers(tmp_path) == ()
+    assert remove_leftovers(tmp_path) == (f"{PREFIX}0000",)
