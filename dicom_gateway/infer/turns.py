@@ -12,6 +12,7 @@ or `<request id> other`, one line each. Its reader is `ensemble_builder/runtime/
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -55,12 +56,15 @@ class Turns:
         self._folder = folder or Path(os.environ.get(FOLDER, SHARED_MEMORY))
         self._mutex = threading.Lock()
         self._listed: dict[str, bool] = {}  # request id -> immediate
+        self._longest = 0
         self._fd: int | None = None
         self._path: Path | None = None
         try:
             self._path, self._fd = _create(self._folder)
             self._write()
         except OSError as error:
+            self.close()
+            self._path = None
             get_logger(room="infer").warning(
                 "no_preemption",
                 reason=f"{self._folder} can't be used ({error.strerror}): a running job is not "
@@ -85,7 +89,7 @@ class Turns:
             raise ValueError(msg)
         with self._mutex:
             self._listed[request_id] = immediate
-            self._write()
+            self._tell()
         try:
             yield
         finally:
@@ -95,25 +99,40 @@ class Turns:
         """Nobody waits for it any more: it ends before its next window."""
         with self._mutex:
             if self._listed.pop(request_id, None) is not None:
-                self._write()
+                self._tell()
 
     def close(self) -> None:
         """Takes the file away."""
         with self._mutex:
             if self._fd is not None and self._path is not None:
-                with suppress(FileNotFoundError):
+                with suppress(OSError):
                     self._path.unlink()
                 os.close(self._fd)
             self._fd = None
+
+    def _tell(self) -> None:
+        """Writes the list; a job is never lost because the models can't be told of it."""
+        try:
+            self._write()
+        except OSError as error:
+            get_logger(room="infer").warning(
+                "turns_not_written",
+                reason=f"{self._folder} doesn't take the list of requests ({error.strerror}); "
+                "until it does, nobody pauses and nothing is cancelled between windows",
+            )
 
     def _write(self) -> None:
         if self._fd is None:
             return
         words = {True: "immediate", False: "other"}
         lines = "".join(f"{one} {words[urgent]}\n" for one, urgent in self._listed.items())
+        # Never shorter than before, in one write: a list that is cut off after it was written
+        # is torn for whoever looks in between.
+        self._longest = max(self._longest, len(lines))
+        lines = lines.ljust(self._longest, "\n")
         text = f"tritome-turns 1 {zlib.crc32(lines.encode()):08x}\n{lines}".encode()
-        os.pwrite(self._fd, text, 0)
-        os.ftruncate(self._fd, len(text))
+        if os.pwrite(self._fd, text, 0) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Lanes:
@@ -164,8 +183,9 @@ def remove_turns(folder: Path | None = None) -> tuple[str, ...]:
             continue  # gone in the meantime, or another user's
         try:
             if _locked(fd):
-                path.unlink(missing_ok=True)
-                removed.append(path.name)
+                with suppress(OSError):  # gone in the meantime, or another user's
+                    path.unlink()
+                    removed.append(path.name)
         finally:
             os.close(fd)
     return tuple(removed)

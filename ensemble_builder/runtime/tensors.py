@@ -15,7 +15,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from ensemble_builder.errors import Cancelled, ModelFailed
-from ensemble_builder.runtime.turns import Turn
+from ensemble_builder.runtime.turns import Turn, at_work
 from ensemble_builder.runtime.volumes import InputError
 
 
@@ -74,7 +74,7 @@ def answer(request: Any, compute: Callable[[Any], list[Any]]) -> Any:
     if Turn(request).unwanted():
         return _error("nobody waits for this request any more", "CANCELLED")
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), at_work(request):
             return pb_utils.InferenceResponse(output_tensors=compute(request))
     except InputError as error:
         return _error(str(error), "INVALID_ARG")

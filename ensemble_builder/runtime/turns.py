@@ -4,18 +4,28 @@ In: the lists that gateways on this machine keep in shared memory (`tritome_turn
 format is in `dicom_gateway/infer/turns.py`). Out: go on, wait, or end. Nothing is kept.
 
 Nothing of a request becomes part of a path: its id and its list's name are only compared. A list
-counts while its gateway holds the lock on it; the kernel drops the lock of a killed one.
+counts while its gateway holds the lock on it; the kernel drops the lock of a killed one. What
+can't be read just now proves nothing: the request goes on.
+
+An urgent request that waits for the very instance that a pausing one keeps busy would wait as
+long as that pauses. So each step says by an abstract socket, which the kernel takes away with its
+process, which request it works on; others pause for an urgent one a few seconds, and longer only
+while a step works on it.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import json
 import os
+import socket
 import stat
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +40,17 @@ MOST_PAUSED_S = 120.0
 """A request waits no longer than this in all: urgent ones without end don't stop the others for
 good, and nobody's patience with the server runs out."""
 
+MOST_FOR_NOBODY_S = 3.0
+"""So long others pause for an urgent request that no step works on: it is between two steps, or it
+waits for an instance that one of them keeps busy."""
+
+_AT_ONCE = 4
+"""So many steps of one request can say that they work on it: branches of an ensemble."""
+
 _TORN_READS = 20
+
+_NO_LIST = frozenset({errno.ENOENT, errno.ELOOP, errno.EACCES, errno.ENXIO})
+"""Gone, a link, another user's, or no file at all: no list of a gateway of ours."""
 
 
 class Turn:
@@ -40,24 +60,31 @@ class Turn:
         request: Triton's; asked for its id and parameters, and whether it was cancelled.
         folder: Where gateways keep their lists.
         most_paused_s: After so much waiting in all it goes on beside the urgent ones.
+        most_for_nobody_s: And after so much while no step works on any of them.
     """
 
     _seen: set[str] = set()  # noqa: RUF012 - of this process: names of lists that were seen
 
     def __init__(
-        self, request: Any, folder: Path | None = None, most_paused_s: float = MOST_PAUSED_S
+        self,
+        request: Any,
+        folder: Path | None = None,
+        most_paused_s: float = MOST_PAUSED_S,
+        most_for_nobody_s: float = MOST_FOR_NOBODY_S,
     ) -> None:
         self._folder = folder or Path(os.environ.get(FOLDER, SHARED_MEMORY))
         self._id = str(request.request_id())
         self._is_cancelled: Callable[[], bool] = request.is_cancelled
         self._list = _list_of(request)
         self._left_s = most_paused_s
+        self._most_for_nobody_s = most_for_nobody_s
+        self._for_nobody_since_s: float | None = None
 
     def unwanted(self) -> bool:
         """Whether nobody waits for the result any more; never waits itself."""
         if self._is_cancelled():
             return True
-        return bool(self._list) and self._word(self._lists()) == "gone"
+        return bool(self._list) and self._word(*self._lists()) == "gone"
 
     def __call__(self) -> bool:
         """Waits while more urgent requests are under way; True where nobody waits for this one."""
@@ -66,37 +93,85 @@ class Turn:
                 return True
             if not self._list:
                 return False
-            lists = self._lists()
-            word = self._word(lists)
+            lists, all_read = self._lists()
+            word = self._word(lists, all_read)
             if word == "gone":
                 return True
-            urgent = any("immediate" in one.values() for one in lists)
-            if word != "other" or not urgent or self._left_s <= 0:
+            if word != "other" or not self._should_wait(lists) or self._left_s <= 0:
                 return False
             time.sleep(LOOK_AGAIN_S)
             self._left_s -= LOOK_AGAIN_S
 
-    def _word(self, lists: list[dict[str, str]]) -> str:
+    def _should_wait(self, lists: list[dict[str, str]]) -> bool:
+        urgent = [name for one in lists for name, word in one.items() if word == "immediate"]
+        if not urgent or any(is_at_work(name) for name in urgent):
+            self._for_nobody_since_s = None
+            return bool(urgent)
+        if self._for_nobody_since_s is None:
+            self._for_nobody_since_s = time.monotonic()
+        return time.monotonic() - self._for_nobody_since_s < self._most_for_nobody_s
+
+    def _word(self, lists: list[dict[str, str]], all_read: bool) -> str:
         for one in lists:
             if self._id in one:
                 return one[self._id]
         # A list that was never seen is one that we can't see: in another folder, or another
-        # user's.
-        return "gone" if self._list in Turn._seen else "unknown"
+        # user's. And where one couldn't be read just now, it may be ours.
+        return "gone" if all_read and self._list in Turn._seen else "unknown"
 
-    def _lists(self) -> list[dict[str, str]]:
-        """What the living gateways list: request id -> immediate or other."""
+    def _lists(self) -> tuple[list[dict[str, str]], bool]:
+        """What the living gateways list, request id -> immediate or other; and whether that's all.
+
+        It isn't where a list is being written, or the process has no file descriptor left.
+        """
         found = []
+        all_read = True
         try:
             paths = [path for path in self._folder.iterdir() if path.name.startswith(PREFIX)]
         except OSError:
-            paths = []
+            return [], False
         for path in paths:
-            listed = _read(path)
+            try:
+                listed = _read(path)
+            except OSError:
+                all_read = False
+                continue
             if listed is not None:
                 found.append(listed)
                 Turn._seen.add(path.name)
-        return found
+        return found, all_read
+
+
+@contextmanager
+def at_work(request: Any) -> Iterator[None]:
+    """Says, while it lasts, that a step works on this request: it waits for no instance.
+
+    Where that can't be said, others pause for it a few seconds only.
+    """
+    with ExitStack() as stack:
+        for mark in _marks_of(str(request.request_id())):
+            try:
+                ours = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+                ours.bind(mark)
+                break
+            except OSError:
+                continue  # another step works on it, too
+        yield
+
+
+def is_at_work(request_id: str) -> bool:
+    """Whether some step on this machine works on a request just now."""
+    for mark in _marks_of(request_id):
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asker:
+            asker.connect(mark)
+            return True
+    return False
+
+
+def _marks_of(request_id: str) -> list[bytes]:
+    """Addresses without a file (unix(7): abstract); a digest, for their length."""
+    digest = hashlib.sha256(request_id.encode()).hexdigest()
+    return [f"\0tritome_at_work_{os.geteuid()}_{digest}_{n}".encode() for n in range(_AT_ONCE)]
 
 
 def _list_of(request: Any) -> str:
@@ -110,11 +185,17 @@ def _list_of(request: Any) -> str:
 
 
 def _read(path: Path) -> dict[str, str] | None:
-    """One list; None where its gateway is gone, or it isn't one."""
+    """One list; None where its gateway is gone, or it isn't one.
+
+    Raises:
+        OSError: it can't be read just now.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NO_LIST:
+            return None
+        raise
     try:
         told = os.fstat(fd)
         if not stat.S_ISREG(told.st_mode) or told.st_uid != os.geteuid() or not _is_held(fd):
@@ -124,11 +205,9 @@ def _read(path: Path) -> dict[str, str] | None:
             if listed is not None:
                 return listed
             time.sleep(0.001)  # it is being written
-        return None
-    except OSError:
-        return None
     finally:
         os.close(fd)
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def _is_held(fd: int) -> bool:
@@ -145,7 +224,6 @@ def _parse(text: bytes) -> dict[str, str] | None:
     words = head.split()
     if len(words) != 3 or words[:2] != [b"tritome-turns", b"1"]:
         return None
-    # What is beyond the last newline belongs to a longer list that is being shortened.
     if words[2] != f"{zlib.crc32(rest):08x}".encode():
         return None
     lines = [line.split() for line in rest.decode("ascii", errors="replace").splitlines()]

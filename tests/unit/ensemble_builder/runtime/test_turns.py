@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dicom_gateway.infer.turns import PREFIX, Lanes, Turns, remove_turns
-from ensemble_builder.runtime.turns import Turn
+from ensemble_builder.runtime.turns import Turn, at_work
 from tests.support.patience import until
 
 
@@ -102,7 +104,7 @@ def test_the_requests_of_a_killed_gateway_end(tmp_path: Path) -> None:
     try:
         until(lambda: list(tmp_path.glob(f"{PREFIX}*")))
         turn = Turn(Request("b.1.0", next(tmp_path.glob(f"{PREFIX}*")).name), tmp_path)
-        until(lambda: turn._word(turn._lists()) == "other")
+        until(lambda: turn._word(*turn._lists()) == "other")
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
@@ -138,10 +140,75 @@ def test_links_and_foreign_bytes_are_no_lists(turns: Turns, tmp_path: Path) -> N
         stack.enter_context(turns.listed("low", immediate=False))
         (tmp_path / f"{PREFIX}0000").write_bytes(b"tritome-turns 1 00000000\nx immediate\n")
         (tmp_path / f"{PREFIX}0001").symlink_to(next(tmp_path.glob(f"{PREFIX}????????*")))
-        lists = Turn(Request("low", turns.name), tmp_path)._lists()
-        assert lists == [{"low": "other"}]
+        lists, all_read = Turn(Request("low", turns.name), tmp_path)._lists()
+        assert (lists, all_read) == ([{"low": "other"}], True)
     for name in ("0000", "0001"):
         (tmp_path / f"{PREFIX}{name}").unlink()
+
+
+def test_a_list_that_is_torn_for_long_ends_nobody(turns: Turns, tmp_path: Path) -> None:
+    """Its writer may have been put aside between two bytes; the next look will tell."""
+    turn = Turn(Request("a", turns.name), tmp_path)
+    with turns.listed("a", immediate=False):
+        assert turn() is False
+        path = tmp_path / turns.name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-3])
+        assert (turn(), turn.unwanted()) == (False, False)
+        path.write_bytes(whole)
+    assert turn() is True
+
+
+def test_a_process_without_file_descriptors_ends_nobody(turns: Turns, tmp_path: Path) -> None:
+    """What can't be opened, or not even listed, proves nothing."""
+    turn = Turn(Request("a", turns.name), tmp_path)
+    with turns.listed("a", immediate=False):
+        assert turn() is False
+        limits, highest = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
+        os.close(highest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, limits[1]))
+        try:
+            none_left = (turn(), turn.unwanted())
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+            one_left = (turn(), turn.unwanted())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (none_left, one_left) == ((False, False), (False, False))
+
+
+def test_a_list_never_becomes_shorter(turns: Turns, tmp_path: Path) -> None:
+    """Cutting it off after it was written would tear it for whoever looks in between."""
+    path = tmp_path / turns.name
+    with ExitStack() as stack:
+        for name in ("first", "second", "third"):
+            stack.enter_context(turns.listed(name, immediate=False))
+        size_bytes = path.stat().st_size
+        turns.drop("second")
+        turns.drop("third")
+        assert path.stat().st_size == size_bytes
+        lists, _ = Turn(Request("first", turns.name), tmp_path)._lists()
+        assert lists == [{"first": "other"}]
+
+
+def test_others_pause_only_for_urgent_ones_that_a_step_works_on(
+    turns: Turns, tmp_path: Path
+) -> None:
+    """One that waits for the instance that a pausing one keeps busy would wait for nothing."""
+    went_on = threading.Event()
+
+    def go() -> None:
+        assert Turn(Request("low", turns.name), tmp_path, most_for_nobody_s=0.2)() is False
+        went_on.set()
+
+    with turns.listed("low", immediate=False), turns.listed("stat", immediate=True):
+        thread = threading.Thread(target=go)
+        with at_work(Request("stat", turns.name)):
+            with at_work(Request("stat", turns.name)):
+                pass  # a branch that is done first
+            thread.start()
+            assert not went_on.wait(1.0)
+        assert went_on.wait(30)
+        thread.join(30)
 
 
 def test_an_id_that_could_break_the_list_is_refused(turns: Turns) -> None:
@@ -159,6 +226,49 @@ def test_without_the_folder_everything_works_and_says_so(
         assert not turns.works
     turns.close()
     assert "not paused" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("call_that_fails", [1, 2])
+def test_a_full_folder_costs_no_job(
+    call_that_fails: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Neither at the start, where nothing is left behind, nor later; the log says so."""
+    calls = []
+    pwrite = os.pwrite
+
+    def full(fd: int, text: bytes, offset: int) -> int:
+        calls.append(fd)
+        if len(calls) == call_that_fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(fd, text, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    turns = Turns(tmp_path)
+    assert turns.works == (call_that_fails == 2)
+    assert len(list(tmp_path.iterdir())) == turns.works
+    with turns.listed("a", immediate=True):
+        pass
+    turns.close()
+    assert list(tmp_path.iterdir()) == []
+    assert "No space left" in "".join(capsys.readouterr())
+
+
+def test_a_list_that_we_may_not_remove_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a sticky folder another user's file can be opened but not unlinked."""
+    (tmp_path / f"{PREFIX}0000").touch()
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        assert remove_turns(tmp_path) == ()
+    assert remove_turns(tmp_path) == (f"{PREFIX}0000",)
 
 
 def test_a_lane_stays_free() -> None:
