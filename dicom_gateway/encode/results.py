@@ -122,9 +122,16 @@ def encode_results(  # noqa: PLR0917 - what was found, where, by whom, for what
         volume, contract, job, folder, tuple(kinds), index, tuple(replaced), held, pixels
     )
     made: list[Result] = []
-    for output in contract.labelmaps:
-        if output.name in inference.labelmaps:
-            made += maker.of_mask(inference.labelmaps[output.name], output)
+    found = [
+        (inference.labelmaps[output.name], output)
+        for output in contract.labelmaps
+        if output.name in inference.labelmaps
+    ]
+    for mask, output in found:  # all, before one is held against its counterpart in another
+        check_mask(mask, volume, output)
+    maker.found = tuple(found)
+    for mask, output in found:
+        made += maker.of_mask(mask, output)
     for output in contract.outputs:
         if output.name in inference.scores:
             made += maker.of_scores(inference.scores[output.name], output)
@@ -145,6 +152,8 @@ def encode_segmentation(  # noqa: PLR0917 - as encode_results
     """Makes only the SEG of one output of a job; otherwise as `encode_results`."""
     kinds = (ObjectKind.SEGMENTATION,)
     maker = _Maker(volume, contract, job, folder, kinds, index, tuple(replaced), None, None)
+    check_mask(mask, volume, output)
+    maker.found = ((mask, output),)
     (result,) = maker.of_mask(mask, output)
     return result
 
@@ -160,15 +169,16 @@ class _Maker:
     replaced: tuple[ReplacedResult, ...]
     held: Path | None
     pixels: Pixels | None
+    found: tuple[tuple[Mask, Output], ...] = ()
+    """All label maps of the inference."""
     _origin: Origin | None = None
     _truth: gate.Truth | None = None
+    _sides: gate.Sides | None = None
 
     def of_mask(self, mask: Mask, output: Output) -> list[Result]:
         """The objects of one label map [K, J, I]."""
         made = []
         segmentation = self._segmentation(output)
-        if any(not self._path(output, kind).exists() for kind in self.kinds):
-            check_mask(mask, self.volume, output)
         for kind in (one for one in ObjectKind if one in self.kinds):
             make = self._maker_for_mask(mask, output, kind, segmentation)
             check = partial(self._check_mask, mask, output, kind, segmentation)
@@ -259,8 +269,9 @@ class _Maker:
     def _gate(self, output: Output, kind: ObjectKind, path: Path) -> gate.Gate:
         if self._truth is None:
             self._truth = gate.read_sources_anew(self.volume)
+            self._sides = gate.Sides(self.found, self._truth)
         uid = result_uid(self.job.job_id, output.name, self.index, kind)
-        return gate.Gate(path, self._truth, uid, SOP_CLASSES[kind], _WORDS[kind])
+        return gate.Gate(path, self._truth, uid, SOP_CLASSES[kind], _WORDS[kind], self._sides)
 
     def _kept(
         self,

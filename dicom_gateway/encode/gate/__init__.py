@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
-from dicom_gateway.encode.gate.common import check_belongs, check_sides
+from dicom_gateway.encode.gate.common import Sides, check_belongs
 from dicom_gateway.encode.gate.contours import check_structure_set
 from dicom_gateway.encode.gate.pictures import check_picture, shown_planes
 from dicom_gateway.encode.gate.reports import check_scores, check_volumes
@@ -31,7 +31,7 @@ from dicom_gateway.encode.gate.truth import Misplaced, Truth, read_truth
 from dicom_gateway.errors import EncodingFailed
 from dicom_gateway.records import Output, Volume
 
-__all__ = ["Gate", "Truth", "read_sources_anew"]
+__all__ = ["Gate", "Sides", "Truth", "read_sources_anew"]
 
 _UNREADABLE = (
     InvalidDicomError,
@@ -78,6 +78,7 @@ class Gate:
         uid: The SOP Instance UID that it is announced under.
         sop_class_uid: The class that it is announced as.
         what: Kind of object, in words.
+        sides: Of all label maps that it was found with; without it, of its own alone.
     """
 
     path: Path
@@ -85,6 +86,7 @@ class Gate:
     uid: str
     sop_class_uid: str
     what: str
+    sides: Sides | None = None
 
     def segmentation(self, mask: NDArray[Any], output: Output, *, binary: bool) -> None:
         """Of a SEG made from mask [K, J, I].
@@ -93,7 +95,7 @@ class Gate:
             EncodingFailed: (result_misplaced) so do all methods here.
         """
         with self._reread() as ds:
-            check_sides(mask, output, self.truth)
+            self._check_sides(mask, output)
             check_segmentation(ds, mask, output, self.truth, binary=binary)
 
     def volumes(
@@ -101,7 +103,7 @@ class Gate:
     ) -> None:
         """Of an SR with the volumes of mask [K, J, I]; it must refer to this SEG, if any."""
         with self._reread() as ds:
-            check_sides(mask, output, self.truth)
+            self._check_sides(mask, output)
             check_volumes(ds, mask, output, self.truth, segmentation)
 
     def scores(self, scores: NDArray[np.float32], output: Output) -> None:
@@ -112,7 +114,7 @@ class Gate:
     def structure_set(self, mask: NDArray[Any], output: Output) -> None:
         """Of an RTSTRUCT made from mask [K, J, I]."""
         with self._reread() as ds:
-            check_sides(mask, output, self.truth)
+            self._check_sides(mask, output)
             check_structure_set(ds, mask, output, self.truth)
 
     def picture(
@@ -126,9 +128,12 @@ class Gate:
         """Of a Secondary Capture of mask [K, J, I], or of scores."""
         with self._reread() as ds:
             if mask is not None:
-                check_sides(mask, output, self.truth)
+                self._check_sides(mask, output)
             sources = pixels(shown_planes(ds, self.truth))
             check_picture(ds, mask, output, self.truth, sources, colours, opacity)
+
+    def _check_sides(self, mask: NDArray[Any], output: Output) -> None:
+        (self.sides or Sides([(mask, output)], self.truth)).check(output)
 
     @contextmanager
     def _reread(self) -> Iterator[Dataset]:

@@ -27,6 +27,19 @@ below."""
 DIRECTION_TOLERANCE = 1e-4
 """How far direction cosines, and millimetres per pixel, may be from the source's."""
 
+IDENTITY = (
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+)
+"""Whose an object is, and of which study, beside the Study Instance UID."""
+
 _TAGS = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -34,8 +47,7 @@ _TAGS = [
     "SeriesInstanceUID",
     "FrameOfReferenceUID",
     "SpecificCharacterSet",
-    "PatientID",
-    "PatientName",
+    *IDENTITY,
     "Rows",
     "Columns",
     "NumberOfFrames",
@@ -85,13 +97,14 @@ class Truth:
     Attributes:
         planes: In the order of k.
         frame_of_reference_uid: None where the source has none.
+        identity: Value of each of `IDENTITY`; never gets into a text.
         placed: False for projections, which lie nowhere.
         thickness_mm: Slice Thickness of the first, 0 where it has none.
     """
 
     planes: tuple[Plane, ...]
     study_instance_uid: str
-    patient: tuple[str, str]
+    identity: dict[str, str]
     frame_of_reference_uid: str | None
     placed: bool
     thickness_mm: float
@@ -152,7 +165,7 @@ def read_truth(volume: Volume) -> Truth:
     truth = Truth(
         planes=tuple(planes),
         study_instance_uid=str(first.StudyInstanceUID),
-        patient=patient_of(first),
+        identity=identity_of(first),
         frame_of_reference_uid=str(first.get("FrameOfReferenceUID") or "") or None,
         placed=placed,
         thickness_mm=float(_of_frame(first, 1, "PixelMeasuresSequence", "SliceThickness") or 0.0),
@@ -162,9 +175,16 @@ def read_truth(volume: Volume) -> Truth:
     return truth
 
 
-def patient_of(ds: Dataset) -> tuple[str, str]:
-    """Patient ID and name, for comparing only: neither ever gets into a text."""
-    return str(ds.get("PatientID") or "").strip(), str(ds.get("PatientName") or "").strip()
+def identity_of(ds: Dataset) -> dict[str, str]:
+    """Patient and study, for comparing only: none of the values ever gets into a text."""
+    return {keyword: _text(ds, keyword) for keyword in IDENTITY}
+
+
+def _text(ds: Dataset, keyword: str) -> str:
+    try:
+        return str(ds.get(keyword) or "").rstrip("\0 ")
+    except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError):
+        return ""  # bytes that make no sense can't be taken over
 
 
 def _plane(ds: Dataset, frame_number: int, volume: Volume, k: int) -> Plane:

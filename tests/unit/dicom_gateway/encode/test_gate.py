@@ -19,9 +19,10 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset
 
+from dicom_gateway.encode import encode_results
 from dicom_gateway.encode.gate import read_sources_anew
 from dicom_gateway.errors import EncodingFailed
-from dicom_gateway.records import ObjectKind, Result, Volume
+from dicom_gateway.records import Inference, ObjectKind, Result, Volume
 from tests.support.results import (
     OBLIQUE,
     a_volume,
@@ -31,7 +32,7 @@ from tests.support.results import (
     results_of,
     unit,
 )
-from tests.support.series import LEFT_LUNG, LUNGS, RIGHT_LUNG
+from tests.support.series import LEFT_LUNG, LUNGS, RIGHT_LUNG, a_contract, a_job
 
 MASKS = int(os.environ.get("TRITOME_MUTATIONS", "2"))
 SEG, LABELMAP = ObjectKind.SEGMENTATION, ObjectKind.LABELMAP_SEGMENTATION
@@ -168,6 +169,40 @@ def test_left_on_the_right_is_held_before_it_leaves(tmp_path: Path, segments: bo
     assert len(list((tmp_path / "held").iterdir())) == 1
 
 
+def test_overlapping_masks_on_the_wrong_sides_are_held(tmp_path: Path) -> None:
+    """Each is an object of one segment; its counterpart is found in another one."""
+    volume = a_volume(tmp_path)
+    mask = random_lungs(volume, 5)
+    output = dataclasses.replace(LUNGS, kind="masks", dims=(2, -1, -1, -1))
+    contract = dataclasses.replace(a_contract(LUNGS), outputs=(output,))
+    for left, right, folder in ((1, 2, "right"), (2, 1, "crossed")):
+        masks = {"MASK_1": (mask == left), "MASK_2": (mask == right)}
+        inference = Inference({name: one.astype(np.uint8) for name, one in masks.items()}, 1.0)
+        kinds = (SEG, SR, RT)
+        if folder == "right":
+            made = encode_results(inference, volume, contract, a_job(), tmp_path / folder, kinds)
+            assert len(made) == 6
+            continue
+        for kind in kinds:
+            with pytest.raises(EncodingFailed, match="coded as left") as caught:
+                encode_results(inference, volume, contract, a_job(), tmp_path / folder, (kind,))
+            assert caught.value.code == "result_misplaced"
+        assert not list((tmp_path / folder).iterdir())
+
+
+def test_a_crossed_pair_is_not_excused_by_another_output(tmp_path: Path) -> None:
+    """Two label maps with lungs each: the one that is right says nothing for the other."""
+    volume = a_volume(tmp_path)
+    mask = random_lungs(volume, 5)
+    twice = (LUNGS, dataclasses.replace(LUNGS, name="AGAIN"))
+    contract = dataclasses.replace(a_contract(LUNGS), outputs=twice)
+    crossed = np.array([0, 2, 1], np.uint8)[mask]
+    inference = Inference({"MASK": mask, "AGAIN": crossed}, 1.0)
+    with pytest.raises(EncodingFailed, match="coded as left"):
+        encode_results(inference, volume, contract, a_job(), tmp_path / "results", (SEG,))
+    assert len(list((tmp_path / "results").iterdir())) == 1
+
+
 # ---- mistakes in an object itself -------------------------------------------------------------
 
 
@@ -184,6 +219,23 @@ def other_study(ds: Dataset) -> None:
 def other_patient(ds: Dataset) -> None:
     """The worst of all."""
     ds.PatientID = "SOMEBODY"
+
+
+def says(keyword: str, value: str) -> Mutation:
+    """Something else about the patient, or the study, than the sources say."""
+
+    def mutate(ds: Dataset) -> None:
+        assert ds.get(keyword) != value
+        setattr(ds, keyword, value)
+
+    mutate.__name__ = f"another_{keyword}"
+    return mutate
+
+
+def birth_date_lost(ds: Dataset) -> None:
+    """Though the source has a right one."""
+    assert ds.PatientBirthDate
+    ds.PatientBirthDate = ""
 
 
 def other_frame_of_reference(ds: Dataset) -> None:
@@ -390,7 +442,19 @@ def a_source_less(ds: Dataset) -> None:
     ds.ReferencedSeriesSequence[0].ReferencedInstanceSequence = list(items)[:-1]
 
 
-OF_ALL: tuple[Mutation, ...] = (other_study, other_patient)
+OF_ALL: tuple[Mutation, ...] = (
+    other_study,
+    other_patient,
+    says("IssuerOfPatientID", "SOMEWHERE"),
+    says("PatientName", "Some^Body"),
+    says("PatientBirthDate", "19010203"),
+    says("PatientSex", "F"),
+    says("AccessionNumber", "OTHER"),
+    says("StudyID", "OTHER"),
+    says("StudyDate", "19010203"),
+    says("StudyTime", "010203"),
+    birth_date_lost,
+)
 OF_BOTH_SEGS: tuple[Mutation, ...] = (
     other_frame_of_reference,
     wrong_spacing,
