@@ -196,6 +196,7 @@ class Processing:
                 wanted,
                 number,
                 replaced=run.replaced_results(),
+                is_announced=run.is_announced,
                 held=self.results.parent / HELD,
                 pixels=partial(source_pixels, plan, arena=self.arena, decoders=self.decoders),
             )

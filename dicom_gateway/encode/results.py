@@ -4,7 +4,8 @@ Stage: fifth of a job's, after `infer`. In: masks on the source frames and score
 the contract, the kinds of objects that the site wants. Out: a `Result` for each object that
 could be made, durable (synced, renamed, folder synced) before it is returned. What survives a
 crash: the finished files; a retry finds them by their names and returns them, so the same
-bytes are sent again.
+bytes are sent again. One that doesn't fit what the retry found (the pipeline has changed since)
+is made anew, unless it was announced: what a peer may have keeps its UID and its bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -95,6 +97,7 @@ def encode_results(  # noqa: PLR0917 - what was found, where, by whom, for what
     replaced: Sequence[ReplacedResult] = (),
     held: Path | None = None,
     pixels: Pixels | None = None,
+    is_announced: Callable[[str], bool] = lambda _: False,
 ) -> list[Result]:
     """Makes the objects of one inference, checks each, and makes it durable in `folder`.
 
@@ -112,15 +115,19 @@ def encode_results(  # noqa: PLR0917 - what was found, where, by whom, for what
         held: Folder for objects that the geometry gate holds; None throws them away.
         pixels: Gives source frames by their index, float32 [n, J, I]; without it there are
             no pictures.
+        is_announced: Whether the index knows an object by its SOP Instance UID, so that a peer
+            may have it.
 
     Raises:
         EncodingFailed: an output doesn't fit the volume or the contract, or a source can't be
-            read any more; (result_misplaced) the geometry gate has held an object.
+            read any more; (result_misplaced) the geometry gate has held an object;
+            (result_changed) an announced object doesn't say what was found now.
         Retryable: (result_not_written) the disk doesn't take it.
     """
     maker = _Maker(
         volume, contract, job, folder, tuple(kinds), index, tuple(replaced), held, pixels
     )
+    maker.is_announced = is_announced
     made: list[Result] = []
     found = [
         (inference.labelmaps[output.name], output)
@@ -171,6 +178,7 @@ class _Maker:
     pixels: Pixels | None
     found: tuple[tuple[Mask, Output], ...] = ()
     """All label maps of the inference."""
+    is_announced: Callable[[str], bool] = lambda _: False
     _origin: Origin | None = None
     _truth: gate.Truth | None = None
     _sides: gate.Sides | None = None
@@ -281,7 +289,7 @@ class _Maker:
         check: Callable[[Path], None],
     ) -> Result | None:
         path = self._path(output, kind)
-        if not path.exists():
+        if not (path.exists() and self._still_fits(path, kind, check)):
             try:
                 write = make()
             except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
@@ -292,6 +300,7 @@ class _Maker:
                 )
                 raise EncodingFailed(msg) from error
             if write is None:
+                path.unlink(missing_ok=True)
                 return None
             keep(path, write, check, self.held)
         return Result(
@@ -302,6 +311,27 @@ class _Maker:
             path=path,
             size_bytes=path.stat().st_size,
         )
+
+    def _still_fits(self, path: Path, kind: ObjectKind, check: Callable[[Path], None]) -> bool:
+        """Whether an object of an earlier attempt says what this one found.
+
+        Raises:
+            EncodingFailed: (result_changed) it doesn't, and mustn't change any more.
+        """
+        announced = self.is_announced(path.stem)
+        try:
+            check(path)
+        except EncodingFailed as error:
+            # Asked again: meanwhile another worker may have finished the job.
+            if announced or self.is_announced(path.stem):
+                msg = (
+                    f"the {_WORDS[kind]} that this job has sent before doesn't say what the "
+                    "pipeline finds now, and an object never changes under its UID; send the "
+                    "series again, which makes a new job, or bring back the pipeline's version"
+                )
+                raise EncodingFailed(msg, code="result_changed") from error
+            return False
+        return announced or _made_with(path, self.origin)
 
     def _path(self, output: Output, kind: ObjectKind) -> Path:
         return self.folder / f"{result_uid(self.job.job_id, output.name, self.index, kind)}.dcm"
@@ -328,6 +358,13 @@ def _writer(ds: Dataset | None) -> Write | None:
 
 def _save(ds: Dataset, file: BinaryIO) -> None:
     ds.save_as(file, enforce_file_format=True)
+
+
+def _made_with(path: Path, origin: Origin) -> bool:
+    """Whether it names the same versions and weights as a new one would."""
+    ds = pydicom.dcmread(path, specific_tags=["SoftwareVersions", "DeviceSerialNumber"])
+    stated = tuple(str(one) for one in ds.SoftwareVersions), str(ds.DeviceSerialNumber)
+    return stated == (origin.software_versions, origin.device_serial_number)
 
 
 def check_mask(mask: Mask, volume: Volume, output: Output) -> None:

@@ -63,6 +63,11 @@ class JobRun:
         """What the results of this job take the place of; usually nothing."""
         return self._queue.replaced_results(self.job)
 
+    def is_announced(self, sop_instance_uid: str) -> bool:
+        """Whether this job has finished with this result before: a peer may have it."""
+        made = self._queue.results(self.job.job_id)
+        return any(one.sop_instance_uid == sop_instance_uid for one in made)
+
     def tell(self, stage: str, note: str) -> None:
         """Adds a line to the job's story."""
         self._queue.add_event(self.job.job_id, stage, note)

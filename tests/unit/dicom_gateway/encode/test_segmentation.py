@@ -227,10 +227,10 @@ def test_a_single_segment_is_fine(tmp_path: Path, volume: Volume) -> None:
 
 
 def test_a_retry_sends_the_same_bytes(tmp_path: Path, volume: Volume) -> None:
-    """What is durable already is returned as it is."""
+    """What is durable already, and right, is returned as it is."""
     first, _ = encoded(tmp_path, two_boxes(volume), volume)
     before = first.path.read_bytes()
-    again, _ = encoded(tmp_path, two_boxes(volume) * 0, volume)
+    again, _ = encoded(tmp_path, two_boxes(volume), volume)
     assert again == first
     assert again.path.read_bytes() == before
 

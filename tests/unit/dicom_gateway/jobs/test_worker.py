@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from dicom_gateway.errors import BrokenPixelData, RequestLost, TritonUnavailable
 from dicom_gateway.jobs import JobQueue, JobRun, Worker
+from dicom_gateway.jobs.owner import this_process
 from dicom_gateway.records import JobState, Result
 from tests.support.jobs import a_job, a_result
 from tests.support.patience import until
@@ -200,3 +201,15 @@ def test_a_stopped_worker_gives_its_job_back(queue: JobQueue, engine: sa.Engine,
     assert shown is not None
     assert shown.state is JobState.WAITING
     assert queue.claim("next:boot:ns:1:1") is not None
+
+
+def test_a_run_knows_what_the_job_has_announced(queue: JobQueue, engine: sa.Engine, tmp_path: Path):
+    """Nothing before the job finished once; then its own results, after a retry too."""
+    job = a_job(queue, engine, tmp_path)
+    claimed = queue.claim(this_process())
+    assert claimed is not None
+    made = a_result(tmp_path, claimed)
+    assert not JobRun(claimed, queue).is_announced(made.sop_instance_uid)
+    queue.finish(claimed, [made])
+    assert JobRun(job, queue).is_announced(made.sop_instance_uid)
+    assert not JobRun(job, queue).is_announced("1.2.3")
