@@ -55,6 +55,7 @@ arrivals = sa.Table(
     # Other bytes under this SOP Instance UID are the ones in use for this title.
     sa.Column("conflicts", sa.Boolean, nullable=False, default=False),
     sa.Column("received_at_s", sa.Double, nullable=False),
+    sa.Index("ix_arrivals_association", "association_id"),
 )
 
 series = sa.Table(
@@ -216,12 +217,19 @@ deliveries = sa.Table(
     sa.Column("losses", sa.Integer, nullable=False, default=0),
     sa.Column("sent_at_s", sa.Double),  # the peer accepted it
     sa.Column("proof_tries", sa.Integer, nullable=False, default=0),
-    sa.Column("proof_uid", sa.String(64)),  # Transaction UID of the commitment asked for
     sa.UniqueConstraint("sop_instance_uid", "destination"),
-    sa.Index("ix_deliveries_proof", "proof_uid"),
     sa.Index("ix_deliveries_due", "destination", "state", "not_before_s"),
 )
 
+# Which storage commitments were asked for, since the object was last accepted. A report on any of
+# them counts, also after it was asked again.
+proof_requests = sa.Table(
+    "proof_requests",
+    metadata,
+    sa.Column("transaction_uid", sa.String(64), primary_key=True),
+    sa.Column("delivery_id", sa.ForeignKey("deliveries.id", ondelete="CASCADE"), primary_key=True),
+    sa.Index("ix_proof_requests_delivery", "delivery_id"),
+)
 
 # What the headers of instances and results say that QIDO-RS asks for; written again from the
 # files where it is missing.

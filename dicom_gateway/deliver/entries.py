@@ -17,17 +17,19 @@ from typing import Any
 import sqlalchemy as sa
 
 from dicom_gateway.config_delivery import ScuSettings
-from dicom_gateway.database import (
-    deliveries,
-    job_events,
-    jobs,
-    now_s,
-    reading,
-    results,
-    transaction,
+from dicom_gateway.database import deliveries, jobs, now_s, proof_requests, reading, transaction
+from dicom_gateway.deliver.rows import (
+    as_delivery,
+    end_job_with_its_last,
+    fail_job,
+    forget_requests,
+    is_open,
+    lock_job,
+    selected,
+    write_event,
 )
 from dicom_gateway.errors import DestinationRefused, GatewayError, NotUnderstood, Retryable
-from dicom_gateway.records import Delivery, DeliveryState, JobState, Result
+from dicom_gateway.records import Delivery, DeliveryState
 
 Told = Callable[[Delivery, str | None], None]
 """Hears of each delivery that has ended: None where it arrived, else the code of its failure."""
@@ -62,31 +64,32 @@ class Entries:
 
         No other thread gets it until `release`, however long the attempt takes.
         """
-        with self._lock, transaction(self._engine) as connection:
-            row = connection.execute(
-                _selected()
-                .where(
-                    deliveries.c.destination == destination,
-                    deliveries.c.state == DeliveryState.WAITING.value,
-                    deliveries.c.not_before_s <= now_s(),
-                    deliveries.c.id.not_in(self._under_way),
+        with self._lock:
+            with transaction(self._engine) as connection:
+                row = connection.execute(
+                    selected()
+                    .where(
+                        deliveries.c.destination == destination,
+                        deliveries.c.state == DeliveryState.WAITING.value,
+                        deliveries.c.not_before_s <= now_s(),
+                        deliveries.c.id.not_in(self._under_way),
+                    )
+                    .order_by(deliveries.c.not_before_s)
+                    .limit(1)
+                    .with_for_update(skip_locked=True, of=deliveries)
+                ).first()
+                if row is None:
+                    return None
+                connection.execute(
+                    deliveries.update()
+                    .where(deliveries.c.id == row.id)
+                    .values(
+                        attempts=deliveries.c.attempts + 1,
+                        not_before_s=now_s() + self.delay_s(row.attempts),
+                    )
                 )
-                .order_by(deliveries.c.not_before_s)
-                .limit(1)
-                .with_for_update(skip_locked=True, of=deliveries)
-            ).first()
-            if row is None:
-                return None
-            connection.execute(
-                deliveries.update()
-                .where(deliveries.c.id == row.id)
-                .values(
-                    attempts=deliveries.c.attempts + 1,
-                    not_before_s=now_s() + self.delay_s(row.attempts),
-                )
-            )
-            self._under_way.add(row.id)
-        return self._as_delivery(row, attempts=row.attempts + 1)
+            self._under_way.add(row.id)  # after the commit: where that fails, nobody releases it
+        return as_delivery(row, self._folder, attempts=row.attempts + 1)
 
     def release(self, delivery: Delivery) -> None:
         """The attempt has ended, and what became of it is written."""
@@ -97,7 +100,7 @@ class Entries:
         """Accepted ones whose proof is to be asked for now, the oldest first."""
         with reading(self._engine) as connection:
             rows = connection.execute(
-                _selected()
+                selected()
                 .where(
                     deliveries.c.destination == destination,
                     deliveries.c.state == DeliveryState.SENT.value,
@@ -106,25 +109,26 @@ class Entries:
                 .order_by(deliveries.c.not_before_s)
                 .limit(limit)
             ).all()
-        return [self._as_delivery(row) for row in rows]
+        return [as_delivery(row, self._folder) for row in rows]
 
     def delivered(
         self, delivery: Delivery, note: str, duration_s: float | None = None, stage: str = "sent"
     ) -> None:
         """Marks the delivery, and the job too where it was the last one."""
         with transaction(self._engine) as connection:
-            self._lock_job(connection, delivery.job_id)
+            lock_job(connection, delivery.job_id)
             changed = connection.execute(
                 deliveries.update()
-                .where(_is_open(delivery))
+                .where(is_open(delivery))
                 .values(
                     state=DeliveryState.DELIVERED.value, delivered_at_s=now_s(), last_error=None
                 )
             ).rowcount
             if not changed:
                 return  # another process sent it too, or a person cancelled the job
-            _write_event(connection, delivery, f"{delivery.destination}: {note}", stage, duration_s)
-            _end_job_with_its_last(connection, delivery)
+            forget_requests(connection, delivery)
+            write_event(connection, delivery, f"{delivery.destination}: {note}", stage, duration_s)
+            end_job_with_its_last(connection, delivery)
         self._told(delivery, None)
 
     def accepted(self, delivery: Delivery, note: str, first_s: float, duration_s: float) -> None:
@@ -137,22 +141,22 @@ class Entries:
             duration_s: Of sending.
         """
         with transaction(self._engine) as connection:
-            self._lock_job(connection, delivery.job_id)
+            lock_job(connection, delivery.job_id)
             changed = connection.execute(
                 deliveries.update()
-                .where(_is_open(delivery))
+                .where(is_open(delivery))
                 .values(
                     state=DeliveryState.SENT.value,
                     sent_at_s=now_s(),
                     proof_tries=0,
-                    proof_uid=None,
                     last_error=None,
                     not_before_s=now_s() + first_s,
                 )
             ).rowcount
             if changed:
+                forget_requests(connection, delivery)
                 note = f"{delivery.destination}: {note}; the proof is still to come"
-                _write_event(connection, delivery, note, "accepted", duration_s)
+                write_event(connection, delivery, note, "accepted", duration_s)
 
     def not_delivered(self, delivery: Delivery, error: GatewayError) -> bool:
         """Writes why; ends the delivery and fails the job where trying again is no use.
@@ -165,7 +169,7 @@ class Entries:
             True when the delivery has ended.
         """
         with transaction(self._engine) as connection:
-            self._lock_job(connection, delivery.job_id)
+            lock_job(connection, delivery.job_id)
             age_s = connection.execute(
                 sa.select(now_s() - deliveries.c.created_at_s).where(
                     deliveries.c.id == delivery.delivery_id
@@ -182,53 +186,57 @@ class Entries:
             if ends:
                 values["state"] = DeliveryState.FAILED.value
             changed = connection.execute(
-                deliveries.update().where(_is_open(delivery)).values(**values)
+                deliveries.update().where(is_open(delivery)).values(**values)
             ).rowcount
             if not changed:
                 return True
             if not ends:
                 if str(error) != delivery.last_error:  # the same news only once
-                    _write_event(connection, delivery, f"{code}: {error}; tried again", "not_sent")
+                    write_event(connection, delivery, f"{code}: {error}; tried again", "not_sent")
                 return False
             if tired:
                 reason += f"; given up after {age_s / 3600:.0f} h"
-            _fail_job(connection, delivery, code, reason)
+            forget_requests(connection, delivery)
+            fail_job(connection, delivery, code, reason)
         self._told(delivery, code)
         return True
 
     def ask_again(self, some: Sequence[Delivery], wait_s: float, why: str) -> None:
         """Writes when their proof is asked for next, and what kept it from coming."""
-        values = {"not_before_s": now_s() + wait_s, "last_error": why, "proof_uid": None}
         # It couldn't be asked, or couldn't say: that is none of its tries.
         tries = sa.case((deliveries.c.proof_tries > 0, deliveries.c.proof_tries - 1), else_=0)
-        self._change_sent(some, {**values, "proof_tries": tries})
+        with transaction(self._engine) as connection:
+            connection.execute(
+                _sent(some).values(not_before_s=now_s() + wait_s, last_error=why, proof_tries=tries)
+            )
 
-    def asked(self, some: Sequence[Delivery], wait_s: float, proof_uid: str | None = None) -> None:
+    def asked(
+        self, some: Sequence[Delivery], wait_s: float, transaction_uid: str | None = None
+    ) -> None:
         """The peer is asked for their proof now, once more.
+
+        What it was asked before stays: a report on that is as good, however late it comes.
 
         Args:
             some: Accepted ones.
             wait_s: How long until it is asked again if nothing comes.
-            proof_uid: Of the storage commitment that it is asked for.
+            transaction_uid: Of the storage commitment that it is asked for.
         """
-        self._change_sent(
-            some,
-            {
-                "not_before_s": now_s() + wait_s,
-                "proof_tries": deliveries.c.proof_tries + 1,
-                "proof_uid": proof_uid,
-            },
-        )
+        with transaction(self._engine) as connection:
+            asked = connection.execute(
+                _sent(some)
+                .values(not_before_s=now_s() + wait_s, proof_tries=deliveries.c.proof_tries + 1)
+                .returning(deliveries.c.id)
+            ).scalars()
+            rows = [{"transaction_uid": transaction_uid, "delivery_id": one} for one in asked]
+            if transaction_uid is not None and rows:
+                connection.execute(proof_requests.insert(), rows)
 
-    def _change_sent(self, some: Sequence[Delivery], values: dict[str, Any]) -> None:
+    def never_asked(self, transaction_uid: str) -> None:
+        """The request didn't get to the peer: no report will come on it."""
         with transaction(self._engine) as connection:
             connection.execute(
-                deliveries.update()
-                .where(
-                    deliveries.c.id.in_([one.delivery_id for one in some]),
-                    deliveries.c.state == DeliveryState.SENT.value,
-                )
-                .values(**values)
+                proof_requests.delete().where(proof_requests.c.transaction_uid == transaction_uid)
             )
 
     def lost(self, delivery: Delivery, why: GatewayError, most: int) -> bool:
@@ -240,7 +248,7 @@ class Entries:
         ends = delivery.losses + 1 >= most
         state = DeliveryState.FAILED if ends else DeliveryState.WAITING
         with transaction(self._engine) as connection:
-            self._lock_job(connection, delivery.job_id)
+            lock_job(connection, delivery.job_id)
             changed = connection.execute(
                 deliveries.update()
                 .where(
@@ -250,7 +258,6 @@ class Entries:
                 .values(
                     state=state.value,
                     losses=delivery.losses + 1,
-                    proof_uid=None,
                     sent_at_s=None,
                     last_error=str(why),
                     not_before_s=now_s() + self.delay_s(delivery.losses),
@@ -258,23 +265,26 @@ class Entries:
             ).rowcount
             if not changed:
                 return False
+            forget_requests(connection, delivery)
             if not ends:
-                _write_event(connection, delivery, f"{why.code}: {why}; sent again", "lost")
+                write_event(connection, delivery, f"{why.code}: {why}; sent again", "lost")
                 return False
-            _fail_job(connection, delivery, why.code, str(why))
+            fail_job(connection, delivery, why.code, str(why))
         self._told(delivery, why.code)
         return True
 
-    def of_commitment(self, proof_uid: str) -> list[Delivery]:
-        """What a storage commitment was asked for, and still waits for its report."""
+    def of_commitment(self, transaction_uid: str) -> list[Delivery]:
+        """What a storage commitment was asked for, and still waits for a proof."""
         with reading(self._engine) as connection:
             rows = connection.execute(
-                _selected().where(
-                    deliveries.c.proof_uid == proof_uid,
+                selected()
+                .join(proof_requests, proof_requests.c.delivery_id == deliveries.c.id)
+                .where(
+                    proof_requests.c.transaction_uid == transaction_uid,
                     deliveries.c.state == DeliveryState.SENT.value,
                 )
             ).all()
-        return [self._as_delivery(row) for row in rows]
+        return [as_delivery(row, self._folder) for row in rows]
 
     def hurry(self, destination: str) -> int:
         """The peer is back: what waits for it is due now; gives how many."""
@@ -298,7 +308,7 @@ class Entries:
         Returns:
             How many there were; their jobs are in the failed list.
         """
-        theirs = _selected().where(
+        theirs = selected().where(
             deliveries.c.state.in_([DeliveryState.WAITING.value, DeliveryState.SENT.value]),
             deliveries.c.destination.not_in(list(known)),
         )
@@ -311,7 +321,7 @@ class Entries:
                 jobs.c.job_id.in_(theirs.with_only_columns(deliveries.c.job_id))
             )
             connection.execute(held.order_by(jobs.c.job_id).with_for_update())
-            lost = [self._as_delivery(row) for row in connection.execute(theirs)]
+            lost = [as_delivery(row, self._folder) for row in connection.execute(theirs)]
             for one in lost:
                 reason = (
                     f"destination '{one.destination}' is not in gateway.yaml any more; put it "
@@ -322,7 +332,7 @@ class Entries:
                     .where(deliveries.c.id == one.delivery_id)
                     .values(state=DeliveryState.FAILED.value, last_error=reason)
                 )
-                _fail_job(connection, one, DestinationRefused.code, reason)
+                fail_job(connection, one, DestinationRefused.code, reason)
         for one in lost:
             self._told(one, DestinationRefused.code)
         return len(lost)
@@ -334,99 +344,9 @@ class Entries:
         )
         return full_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
 
-    def _as_delivery(self, row: sa.Row[Any], *, attempts: int | None = None) -> Delivery:
-        return Delivery(
-            delivery_id=row.id,
-            job_id=row.job_id,
-            result=Result(
-                sop_instance_uid=row.sop_instance_uid,
-                sop_class_uid=row.sop_class_uid,
-                job_id=row.job_id,
-                output=row.output,
-                path=self._folder / row.path,
-                size_bytes=row.size_bytes,
-            ),
-            destination=row.destination,
-            state=DeliveryState(row.state),
-            attempts=row.attempts if attempts is None else attempts,
-            not_before_s=row.not_before_s,
-            last_error=row.last_error,
-            refusals=row.refusals,
-            losses=row.losses,
-            proof_tries=row.proof_tries,
-            sent_age_s=row.sent_age_s,
-        )
 
-    @staticmethod
-    def _lock_job(connection: sa.Connection, job_id: str) -> None:
-        # PostgreSQL: two outboxes that end the last two deliveries at once must not each
-        # see the other's as still open.
-        connection.execute(
-            sa.select(jobs.c.job_id).where(jobs.c.job_id == job_id).with_for_update()
-        )
-
-
-def _selected() -> sa.Select[Any]:
-    return (
-        sa.select(deliveries, (now_s() - deliveries.c.sent_at_s).label("sent_age_s"))
-        .add_columns(results.c.sop_class_uid, results.c.output)
-        .add_columns(results.c.path, results.c.size_bytes)
-        .join(results, results.c.sop_instance_uid == deliveries.c.sop_instance_uid)
-    )
-
-
-def _is_open(delivery: Delivery) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        deliveries.c.id == delivery.delivery_id,
-        deliveries.c.state.in_([DeliveryState.WAITING.value, DeliveryState.SENT.value]),
-    )
-
-
-def _end_job_with_its_last(connection: sa.Connection, delivery: Delivery) -> None:
-    open_ones = connection.execute(
-        sa.select(sa.func.count())
-        .select_from(deliveries)
-        .where(
-            deliveries.c.job_id == delivery.job_id,
-            deliveries.c.state != DeliveryState.DELIVERED.value,
-        )
-    ).scalar_one()
-    if open_ones:
-        return
-    ended = connection.execute(
-        jobs.update()
-        .where(jobs.c.job_id == delivery.job_id, jobs.c.state == JobState.DELIVERING.value)
-        .values(state=JobState.DELIVERED.value, finished_at_s=now_s())
-        .returning(jobs.c.created_at_s)
-    ).first()
-    if ended is not None:
-        whole_s = sa.select(now_s() - ended.created_at_s).scalar_subquery()
-        _write_event(connection, delivery, "every destination has it", "delivered", whole_s)
-
-
-def _fail_job(connection: sa.Connection, delivery: Delivery, code: str, reason: str) -> None:
-    connection.execute(
-        jobs.update()
-        .where(jobs.c.job_id == delivery.job_id, jobs.c.state == JobState.DELIVERING.value)
-        .values(
-            state=JobState.FAILED.value,
-            finished_at_s=now_s(),
-            failure_code=code,
-            failure_reason=reason,
-        )
-    )
-    _write_event(connection, delivery, f"{code}: {reason}", "failed")
-
-
-def _write_event(
-    connection: sa.Connection,
-    delivery: Delivery,
-    note: str,
-    stage: str,
-    duration_s: float | sa.ScalarSelect[float] | None = None,
-) -> None:
-    connection.execute(
-        job_events.insert().values(
-            job_id=delivery.job_id, at_s=now_s(), stage=stage, note=note, duration_s=duration_s
-        )
+def _sent(some: Sequence[Delivery]) -> sa.Update:
+    return deliveries.update().where(
+        deliveries.c.id.in_([one.delivery_id for one in some]),
+        deliveries.c.state == DeliveryState.SENT.value,
     )

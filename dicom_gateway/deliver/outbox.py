@@ -137,7 +137,7 @@ class Outbox:
             note = sender.send(delivery.result.path)
         except GatewayError as error:
             if isinstance(error, DestinationUnreachable):
-                self._is_away(lasting=error.is_lasting)
+                self._is_away(started, lasting=error.is_lasting)
             else:
                 self._is_there()
             ended = self._entries.not_delivered(delivery, error)
@@ -158,8 +158,10 @@ class Outbox:
         log.info("accepted", answer=note, proof=self._destination.confirm)
         self._proof_wanted()
 
-    def _is_away(self, *, lasting: bool) -> None:
+    def _is_away(self, started: float, *, lasting: bool) -> None:
         with self._lock:
+            if started < self._resume_at_s:
+                return  # another thread has met the same outage, and has said so
             # What only a person can change is asked for at the longest interval at once.
             step = 30 if lasting else self._failed_in_a_row
             self._failed_in_a_row += 1

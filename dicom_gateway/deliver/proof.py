@@ -7,7 +7,8 @@ delivery rows; a report may come to another process, or to our next life.
 `query`: it is asked for the object, first soon, then ever more seldom. An object that isn't
 there after `confirm_within_s` counts as lost and is sent again. No clear answer is no loss.
 `storage-commitment`: it is asked once; a report that says "failed" is a loss. Without a report
-within `confirm_within_s` it is asked again.
+within `confirm_within_s` it is asked again, and a report on either request counts. One that can't
+say is asked for again after twice the time; after `confirm_within_s` that is a loss, too.
 """
 
 from __future__ import annotations
@@ -83,14 +84,18 @@ class CommitmentReports:
             self._entries.delivered(one, "proven by storage commitment", stage="proven")
             return
         reason = report.failed.get(uid)
-        if reason is None or reason in _PASSES:
+        passes = reason is None or reason in _PASSES
+        if passes and (one.sent_age_s or 0.0) <= destination.confirm_within_s:
             why = f"{destination} could not say whether it keeps the object"
-            self._entries.ask_again([one], destination.confirm_first_s, why)
+            wait_s = _as_long_again_s(destination, one, destination.confirm_within_s)
+            self._entries.ask_again([one], wait_s, why)
         elif reason in _CONFLICTS:
             msg = f"{destination} accepted the object and doesn't keep it: {_CONFLICTS[reason]}"
             self._entries.not_delivered(one, DestinationRefused(msg))
         else:
-            said = f"its storage commitment says 0x{reason:04X}"
+            said = "its report leaves it out"
+            if reason is not None:
+                said = f"its storage commitment says 0x{reason:04X}"
             self._entries.lost(one, _loss(destination, one, said), destination.confirm_tries)
 
 
@@ -173,9 +178,13 @@ class Prover:
             except EncodingFailed as error:
                 self._entries.not_delivered(one, error)
                 continue
-            except DestinationUnavailable as error:
+            except DestinationUnreachable as error:
                 self._unclear(some[number:], error)
                 return
+            except DestinationUnavailable as error:  # of this one; the others may be clear
+                wait_s = _as_long_again_s(self._destination, one, self._settings.retry_max_s)
+                self._ask_again([one], wait_s, error)
+                continue
             self._troubles = 0
             age_s = one.sent_age_s or 0.0
             if is_there:
@@ -206,6 +215,8 @@ class Prover:
         try:
             reported = committer.ask(transaction_uid, some)
         except DestinationUnavailable as error:
+            if isinstance(error, DestinationUnreachable):
+                self._entries.never_asked(transaction_uid)
             self._unclear(some, error)
             return
         self._troubles = 0
@@ -220,6 +231,11 @@ class Prover:
         lasting = isinstance(error, DestinationUnreachable) and error.is_lasting
         wait_s = self._entries.delay_s(30 if lasting else self._troubles)
         self._troubles += 1
+        self._ask_again(some, wait_s, error)
+
+    def _ask_again(
+        self, some: list[Delivery], wait_s: float, error: DestinationUnavailable
+    ) -> None:
         self._entries.ask_again(some, wait_s, str(error))
         self._log.warning("proof_waits", code=error.code, reason=str(error))
 
@@ -235,6 +251,11 @@ class Prover:
     def _next_look_s(self, tries: int) -> float:
         first_s = self._destination.confirm_first_s
         return min(first_s * 2.0 ** min(tries, 16), _SELDOM_S, self._destination.confirm_within_s)
+
+
+def _as_long_again_s(destination: Destination, one: Delivery, most_s: float) -> float:
+    """As long as it has waited already, so that the time between two questions doubles."""
+    return min(max(destination.confirm_first_s, one.sent_age_s or 0.0), most_s)
 
 
 def _loss(destination: Destination, one: Delivery, said: str) -> DestinationLost:

@@ -129,7 +129,6 @@ def revive_deliveries(connection: sa.Connection, job_id: str) -> int:
             refusals=0,
             losses=0,
             proof_tries=0,
-            proof_uid=None,
             sent_at_s=None,
             created_at_s=now_s(),
             not_before_s=now_s(),

@@ -48,6 +48,7 @@ class ScriptedPacs:
         comment: Error Comment that goes with each answer.
         loses: How many of the next accepted objects it doesn't have afterwards.
         kept: SOP Instance UIDs that it has.
+        unclear: SOP Instance UIDs for which a query fails.
         commitments: Transaction UIDs that it was asked for.
         reports_to: Where it reports on them; None for the same association, and
             `SILENT` for never.
@@ -66,6 +67,7 @@ class ScriptedPacs:
     comment: str = ""
     loses: int = 0
     kept: set[str] = field(default_factory=set)
+    unclear: set[str] = field(default_factory=set)
     commitments: list[str] = field(default_factory=list)
     reports_to: tuple[str, int, str] | None = None
     report_failure: int = 0x0112
@@ -105,7 +107,9 @@ class ScriptedPacs:
 
     def _on_find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
         asked = event.identifier
-        if asked.SOPInstanceUID in self.kept:
+        if asked.SOPInstanceUID in self.unclear:
+            yield 0xC000, None
+        elif asked.SOPInstanceUID in self.kept:
             yield 0xFF00, asked
 
     def _on_action(self, event: evt.Event) -> tuple[int, None]:

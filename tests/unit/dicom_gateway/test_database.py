@@ -12,11 +12,22 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy.exc import IntegrityError
 
-from dicom_gateway.database import metadata, now_s, open_database, reading, series, transaction
+from dicom_gateway import migrations
+from dicom_gateway.database import (
+    metadata,
+    now_s,
+    open_database,
+    proof_requests,
+    reading,
+    series,
+    transaction,
+)
 from dicom_gateway.errors import DatabaseUnavailable
 from tests.support.databases import an_empty_index
 
@@ -54,6 +65,47 @@ def test_the_migrations_make_the_same_tables_on_postgresql(postgresql_url: str) 
         context = MigrationContext.configure(connection, opts={"compare_type": True})
 
         assert compare_metadata(context, metadata) == []
+
+
+def test_an_index_of_an_early_development_state_is_put_right(tmp_path: Path) -> None:
+    """The order of a claim's columns, and what was asked for a proof that is still to come."""
+    url = f"sqlite:///{tmp_path}/index.sqlite"
+    engine = sa.create_engine(url)
+    config = Config()
+    folder = Path(migrations.__file__).parent
+    config.set_main_option("script_location", str(folder))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0007_proof_of_arrival")
+        connection.exec_driver_sql("DROP INDEX ix_jobs_claim")
+        connection.exec_driver_sql("CREATE INDEX ix_jobs_claim ON jobs (state, priority)")
+        connection.exec_driver_sql(
+            "INSERT INTO deliveries (id, job_id, sop_instance_uid, destination, state, attempts, "
+            "created_at_s, not_before_s, proof_uid) "
+            "VALUES (7, 'a', '1.2.3', 'pacs', 'sent', 1, 0, 0, '2.25.5')"
+        )
+    engine.dispose()
+
+    opened = open_database(url)
+    with reading(opened) as connection:
+        found = {
+            one["name"]: one["column_names"] for one in sa.inspect(connection).get_indexes("jobs")
+        }
+        asked = connection.execute(sa.select(proof_requests)).all()
+    opened.dispose()
+
+    assert found["ix_jobs_claim"] == ["state", "priority", "not_before_s", "created_at_s"]
+    assert asked == [("2.25.5", 7)]
+
+
+def test_what_an_association_brought_is_found_by_an_index(engine: sa.Engine) -> None:
+    """It is asked at the end of each, among everything that is kept."""
+    with engine.begin() as connection:
+        (plan,) = connection.exec_driver_sql(
+            "EXPLAIN QUERY PLAN SELECT instance_id FROM arrivals WHERE association_id = 'a'"
+        )
+
+    assert "USING INDEX" in plan.detail
 
 
 def test_opening_again_keeps_what_is_there(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from dicom_gateway.config_delivery import Destination, ScuSettings
 from dicom_gateway.database import deliveries, jobs, now_s, transaction
 from dicom_gateway.deliver import Caretaker, Entries, Outbox
+from dicom_gateway.errors import DatabaseUnavailable
 from dicom_gateway.jobs import JobQueue
-from dicom_gateway.records import DeliveryState, Job, JobState
+from dicom_gateway.records import Delivery, DeliveryState, Job, JobState
 from tests.support.jobs import a_finished_job
 from tests.support.patience import until
 from tests.support.processes import free_port
@@ -153,6 +154,58 @@ def test_a_crash_in_the_middle_of_sending_sends_again(
         until(lambda: _state(queue, job) is JobState.DELIVERED)
 
     assert pacs.stored == [uid]
+
+
+def test_a_claim_whose_commit_failed_holds_nothing_back(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """The next look takes it, in the same process."""
+    a_finished_job(queue, engine, tmp_path, "pacs")
+
+    def break_off(_connection: sa.Connection) -> None:
+        raise sa.exc.OperationalError("COMMIT", {}, OSError("disk I/O error"))
+
+    sa.event.listen(engine, "commit", break_off)
+    with pytest.raises(DatabaseUnavailable):
+        entries.claim("pacs")
+    sa.event.remove(engine, "commit", break_off)
+
+    assert entries.claim("pacs") is not None
+
+
+def test_an_outage_that_many_associations_meet_is_one_outage(
+    queue: JobQueue, engine: sa.Engine, tmp_path: Path
+):
+    """Eight that fail at once wait as long as one that fails once, not as after eight failures."""
+    for _ in range(8):
+        a_finished_job(queue, engine, tmp_path, "pacs")
+    steps: list[int] = []
+
+    class Counting(Entries):
+        def delay_s(self, attempts: int) -> float:
+            steps.append(attempts)
+            return super().delay_s(attempts)
+
+    away = Destination(name="pacs", host_ip="127.0.0.1", port=free_port(), ae_title="PACS")
+    all_under_way = threading.Barrier(8, timeout=60)
+
+    def sending(_delivery: Delivery) -> None:
+        all_under_way.wait()
+        outbox.stop()
+
+    outbox = Outbox(
+        Counting(engine, tmp_path, ScuSettings()),
+        away,
+        "TRITOME",
+        sending=sending,
+    )
+    threads = [threading.Thread(target=outbox.run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert steps == [0] * (8 + 1)  # each claim, and the outage
 
 
 def test_a_delivery_is_given_up_after_its_time(

@@ -184,6 +184,92 @@ def test_a_report_of_a_conflict_needs_a_person_at_once(queue: JobQueue, entries:
     assert len(pacs.asked) == 1
 
 
+def test_a_peer_that_can_never_say_has_lost_the_object(queue: JobQueue, entries: Entries, job: Job):
+    """Busy again and again: sent again after the time, and then a person looks."""
+    with a_pacs() as pacs:
+        pacs.loses, pacs.report_failure = 1000, 0x0213
+        place = pacs.as_destination(confirm="storage-commitment", confirm_tries=2, **QUICK)
+        with delivering(entries, place):
+            failed = ended(queue, job, JobState.FAILED)
+
+    assert failed.failure_code == "destination_lost"
+    assert "its storage commitment says 0x0213" in (failed.failure_reason or "")
+    assert len(pacs.asked) == 2
+
+
+def test_a_peer_that_cannot_say_is_asked_ever_more_seldom(
+    entries: Entries, job: Job, engine: sa.Engine
+):
+    """As long again as it has had already."""
+    place = _asked(entries, "2.25.5")
+    with transaction(engine) as connection:
+        connection.execute(deliveries.update().values(sent_at_s=now_s() - 200.0))
+    uid = _row(engine).sop_instance_uid
+
+    assert CommitmentReports(entries, (place,)).take(Report("2.25.5", frozenset(), {uid: 0x0110}))
+
+    with transaction(engine) as connection:
+        wait_s = connection.execute(sa.select(deliveries.c.not_before_s - now_s())).scalar_one()
+    assert wait_s > 100.0
+    assert _row(engine).state == DeliveryState.SENT.value
+
+
+def test_a_report_counts_also_after_the_peer_was_asked_again(
+    queue: JobQueue, entries: Entries, job: Job, engine: sa.Engine
+):
+    """Some archives commit over night; the object is where the first report says it is."""
+    place = _asked(entries, "2.25.5", "2.25.6")
+    uid = _row(engine).sop_instance_uid
+
+    assert CommitmentReports(entries, (place,)).take(Report("2.25.5", frozenset([uid]), {}))
+
+    ended(queue, job, JobState.DELIVERED)
+
+
+def test_a_report_on_an_earlier_sending_changes_nothing(
+    entries: Entries, job: Job, engine: sa.Engine
+):
+    """It was lost and is sent again; what was said of the first sending is over."""
+    place = _asked(entries, "2.25.5")
+    uid = _row(engine).sop_instance_uid
+    reports = CommitmentReports(entries, (place,))
+    assert reports.take(Report("2.25.5", frozenset(), {uid: 0x0112}))
+    with transaction(engine) as connection:
+        connection.execute(deliveries.update().values(not_before_s=now_s()))
+    _asked(entries, "2.25.6")
+
+    assert reports.take(Report("2.25.5", frozenset(), {uid: 0x0112}))
+
+    assert (_row(engine).state, _row(engine).losses) == (DeliveryState.SENT.value, 1)
+
+
+def test_an_object_that_cannot_be_asked_for_delays_no_other(
+    queue: JobQueue, entries: Entries, job: Job, engine: sa.Engine, tmp_path: Path
+):
+    """Though it comes first, again and again."""
+    stuck_uid = _row(engine).sop_instance_uid
+    other, _ = a_finished_job(queue, engine, tmp_path, "pacs")
+    with a_pacs() as pacs:
+        pacs.unclear.add(stuck_uid)
+        place = pacs.as_destination(confirm="query", confirm_first_s=0.01)
+        for _ in range(2):
+            delivery = entries.claim("pacs")
+            assert delivery is not None
+            entries.accepted(delivery, "accepted", 0.0, 0.1)
+            pacs.kept.add(delivery.result.sop_instance_uid)
+        patient = ScuSettings(retry_first_s=1000.0, retry_max_s=1000.0)
+        prover = Prover(entries, place, patient, CommitmentReports(entries, (place,)))
+        thread = threading.Thread(target=prover.run)
+        thread.start()
+        try:
+            ended(queue, other, JobState.DELIVERED)
+        finally:
+            prover.stop()
+            thread.join()
+
+    ended(queue, job, JobState.DELIVERING)
+
+
 def test_a_peer_without_the_service_is_named_and_asked_again(
     queue: JobQueue, entries: Entries, job: Job, engine: sa.Engine
 ):
@@ -239,6 +325,24 @@ def test_a_destination_that_is_gone_fails_also_what_waits_for_proof(
     assert entries.fail_unknown_destinations(["archive"]) == 1
 
     ended(queue, job, JobState.FAILED)
+
+
+def _asked(entries: Entries, *transaction_uids: str) -> Destination:
+    """Where the next due delivery was accepted, and a proof was asked for so many times."""
+    place = Destination(
+        name="pacs",
+        host_ip="127.0.0.1",
+        port=free_port(),
+        ae_title="PACS",
+        confirm="storage-commitment",
+    )
+    delivery = entries.claim("pacs")
+    assert delivery is not None
+    entries.accepted(delivery, "accepted", 0.0, 0.1)
+    entries.release(delivery)
+    for uid in transaction_uids:
+        entries.asked([delivery], 600.0, uid)
+    return place
 
 
 def _closed_port() -> ProofPeer:
