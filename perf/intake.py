@@ -76,7 +76,7 @@ def send(port: int, paths: Sequence[Path], associations: int) -> float:
     Raises:
         RuntimeError: one of them was not taken.
     """
-    storescu = _program("storescu", "dcmtk")
+    storescu = program("storescu", "dcmtk")
     started = time.perf_counter()
     running = [
         subprocess.Popen(
@@ -97,7 +97,12 @@ def send(port: int, paths: Sequence[Path], associations: int) -> float:
 
 
 @contextmanager
-def _started(command: Sequence[str], port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(command: Sequence[str], port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a receiver in `folder` while the block lasts, from when it listens.
+
+    Raises:
+        RuntimeError: it doesn't; the message holds its last words.
+    """
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(list(command), stdout=log, stderr=log, env=_NODELAY, cwd=folder)
     try:
@@ -147,7 +152,7 @@ def tritome(folder: Path, processes: int, database_url: str | None = None) -> It
     }
     (folder / "gateway.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     command = [sys.executable, "-m", "dicom_gateway", "--config", "gateway.yaml"]
-    with _started(command, port, folder):
+    with started(command, port, folder):
         name = "tritome" if processes == 1 else f"tritome, {processes} processes"
         yield Peer(name, port, lambda: len(list((folder / "store").rglob("*.dcm"))))
 
@@ -157,9 +162,9 @@ def storescp(folder: Path) -> Iterator[Peer]:
     """dcmtk's, a process for each association; it syncs nothing."""
     (folder / "kept").mkdir(parents=True)
     port = free_port()
-    command = [_program("storescp", "dcmtk"), "--fork", "-aet", _AE_TITLE]
+    command = [program("storescp", "dcmtk"), "--fork", "-aet", _AE_TITLE]
     command += ["-od", str(folder / "kept"), "+xa", str(port)]
-    with _started(command, port, folder):
+    with started(command, port, folder):
         yield Peer("dcmtk storescp (no sync)", port, lambda: len(list((folder / "kept").iterdir())))
 
 
@@ -180,8 +185,8 @@ def orthanc(folder: Path) -> Iterator[Peer]:
         "OverwriteInstances": True,
     }
     (folder / "orthanc.json").write_text(json.dumps(settings), encoding="utf-8")
-    command = [_program("Orthanc", "orthanc"), "orthanc.json"]
-    with _started(command, port, folder):
+    command = [program("Orthanc", "orthanc"), "orthanc.json"]
+    with started(command, port, folder):
 
         def count() -> int:
             found = (folder / "storage").rglob("*")
@@ -191,7 +196,12 @@ def orthanc(folder: Path) -> Iterator[Peer]:
         yield Peer("Orthanc", port, count)
 
 
-def _program(name: str, package: str) -> str:
+def program(name: str, package: str) -> str:
+    """Where a peer is, as Debian installs it.
+
+    Raises:
+        RuntimeError: it is missing.
+    """
     # pynetdicom puts programs of the same names into the venv's bin.
     places = [
         place
