@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_gateway.encode.gate.common import check_described, check_frame_of_reference
+from dicom_gateway.encode.gate.groups import FrameGroups, read_groups
 from dicom_gateway.encode.gate.truth import (
     DIRECTION_TOLERANCE,
     POSITION_TOLERANCE_MM,
@@ -84,7 +85,7 @@ def _check_spacing(ds: Dataset, truth: Truth) -> None:
 def _check_frames(
     ds: Dataset, mask: NDArray[Any], output: Output, truth: Truth, *, binary: bool
 ) -> None:
-    groups = list(ds.PerFrameFunctionalGroupsSequence)
+    groups = read_groups(ds)
     if int(ds.NumberOfFrames) != len(groups):
         msg = "it has more or fewer frames than it says"
         raise Misplaced(msg)
@@ -94,9 +95,9 @@ def _check_frames(
     ranks: dict[int, int] = {}
     for index, one in enumerate(groups):
         which = f"frame {index + 1}"
-        k, plane = _plane_of(one, truth, which)
-        _check_place(ds, one, plane, which)
-        number = _segment_number(ds, one) if binary else 0
+        k = _plane_of(one, truth, which)
+        _check_place(one, truth.planes[k], which)
+        number = (one.segment or 0) if binary else 0
         if (k, number) in seen or not binary <= number <= len(output.segments):
             msg = f"{which} is there twice, or of no segment"
             raise Misplaced(msg)
@@ -139,27 +140,19 @@ def _check_complete(
                 raise Misplaced(msg)
 
 
-def _plane_of(groups: Dataset, truth: Truth, which: str) -> tuple[int, Plane]:
-    sources = groups.DerivationImageSequence[0].SourceImageSequence
-    if len(groups.DerivationImageSequence) != 1 or len(sources) != 1:
+def _plane_of(groups: FrameGroups, truth: Truth, which: str) -> int:
+    if len(groups.sources) != 1:
         msg = f"{which} doesn't reference one source instance"
         raise Misplaced(msg)
-    k = truth.plane_of(sources[0])
-    return k, truth.planes[k]
+    return truth.plane_named(*groups.sources[0])
 
 
-def _check_place(ds: Dataset, groups: Dataset, plane: Plane, which: str) -> None:
-    (shared,) = ds.SharedFunctionalGroupsSequence
-    position = _one(groups, shared, "PlanePositionSequence").ImagePositionPatient
-    at = np.array([float(mm) for mm in position])
-    if not float(np.abs(at - plane.origin).max()) <= POSITION_TOLERANCE_MM:
+def _check_place(groups: FrameGroups, plane: Plane, which: str) -> None:
+    if not float(np.abs(groups.position - plane.origin).max()) <= POSITION_TOLERANCE_MM:
         msg = f"{which} doesn't lie on its source instance"
         raise Misplaced(msg)
-    orientation = _one(groups, shared, "PlaneOrientationSequence").ImageOrientationPatient
-    cosines = np.array([float(one) for one in orientation])
-    between_rows, between_columns = (
-        float(mm) for mm in _one(groups, shared, "PixelMeasuresSequence").PixelSpacing
-    )
+    cosines = np.array(groups.orientation)
+    between_rows, between_columns = groups.spacing
     off = max(
         float(np.abs(cosines[:3] * between_columns - plane.along_i).max()),
         float(np.abs(cosines[3:] * between_rows - plane.along_j).max()),
@@ -169,14 +162,12 @@ def _check_place(ds: Dataset, groups: Dataset, plane: Plane, which: str) -> None
         raise Misplaced(msg)
 
 
-def _rank(groups: Dataset, number: int, which: str, *, binary: bool) -> int:
+def _rank(groups: FrameGroups, number: int, which: str, *, binary: bool) -> int:
     """Viewers sort by the dimension index: it must name the segment, and the plane."""
-    values = groups.FrameContentSequence[0].DimensionIndexValues
-    index = [values] if isinstance(values, int) else [int(one) for one in values]
-    if len(index) != 1 + binary or (binary and index[0] != number):
+    if len(groups.index) != 1 + binary or (binary and groups.index[0] != number):
         msg = f"the dimension index of {which} names another segment"
         raise Misplaced(msg)
-    return index[-1]
+    return groups.index[-1]
 
 
 def _check_order(ranks: dict[int, int], truth: Truth) -> None:
@@ -188,16 +179,6 @@ def _check_order(ranks: dict[int, int], truth: Truth) -> None:
     if truth.placed and planes not in (sorted(planes), sorted(planes, reverse=True)):
         msg = "its dimension index doesn't follow the slices as they lie"
         raise Misplaced(msg)
-
-
-def _one(groups: Dataset, shared: Dataset, keyword: str) -> Dataset:
-    item: Dataset = (groups if keyword in groups else shared)[keyword].value[0]
-    return item
-
-
-def _segment_number(ds: Dataset, groups: Dataset) -> int:
-    (shared,) = ds.SharedFunctionalGroupsSequence
-    return int(_one(groups, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
 
 
 def _pixels(ds: Dataset, frames: int, *, binary: bool) -> Any:
@@ -214,7 +195,7 @@ def _pixels(ds: Dataset, frames: int, *, binary: bool) -> Any:
         start, extra = divmod(index * bits, 8)
         packed = raw[start : start + (extra + bits + 7) // 8]
         found = np.unpackbits(packed, bitorder="little")[extra : extra + bits]
-        return found.reshape(rows, columns)
+        return found.view(np.bool_).reshape(rows, columns)  # zeros and ones
 
     def label_frame(index: int) -> NDArray[Any]:
         dtype = np.dtype(f"<u{int(ds.BitsAllocated) // 8}")

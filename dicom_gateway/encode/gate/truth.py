@@ -9,7 +9,7 @@ Source: PS3.3 C.7.6.2 (Image Plane), C.7.6.16 (functional groups of multi-frame 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,13 @@ class Truth:
     frame_of_reference_uid: str | None
     placed: bool
     thickness_mm: float
+    _places: dict[tuple[str, int | None], int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        for k, plane in enumerate(self.planes):
+            self._places.setdefault((plane.sop_instance_uid, plane.frame_number), k)
+            if not plane.several:
+                self._places.setdefault((plane.sop_instance_uid, None), k)
 
     @property
     def instances(self) -> set[str]:
@@ -116,18 +123,27 @@ class Truth:
 
     def plane_of(self, reference: Dataset) -> int:
         """Index of the plane that an item names (instance, and frame where it has several)."""
-        uid = str(reference.ReferencedSOPInstanceUID)
         frame = reference.get("ReferencedFrameNumber")
-        for k, plane in enumerate(self.planes):
-            if plane.sop_instance_uid == uid and (
-                plane.frame_number == int(frame) if frame else not plane.several
-            ):
-                if str(reference.ReferencedSOPClassUID) != plane.sop_class_uid:
-                    msg = "it names a source instance by the wrong class"
-                    raise Misplaced(msg)
-                return k
-        msg = "it names an image that is none of its sources"
-        raise Misplaced(msg)
+        return self.plane_named(
+            str(reference.ReferencedSOPClassUID),
+            str(reference.ReferencedSOPInstanceUID),
+            int(frame) if frame else None,
+        )
+
+    def plane_named(self, sop_class_uid: str, sop_instance_uid: str, frame: int | None) -> int:
+        """The same, for what was read from an item.
+
+        Raises:
+            Misplaced: it is no plane of the sources.
+        """
+        k = self._places.get((sop_instance_uid, frame or None))
+        if k is None:
+            msg = "it names an image that is none of its sources"
+            raise Misplaced(msg)
+        if sop_class_uid != self.planes[k].sop_class_uid:
+            msg = "it names a source instance by the wrong class"
+            raise Misplaced(msg)
+        return k
 
     def heights_mm(self) -> Points | None:
         """[K] how far each plane reaches along the normal; None where that isn't known."""
