@@ -312,9 +312,21 @@ class GatewaySettings(Section):
     @model_validator(mode="after")
     def _results_have_takers(self) -> GatewaySettings:
         known = {one.name: one for one in self.dicom.scu.destinations}
+        asked = [title.pipelines for title in self.dicom.scp.ae_titles]
+        asked += [rule.pipelines for rule in self.routing.rules]
+        pipelines = sorted({name for names in asked for name in names})
         for pipeline, settings in self.results.items():
+            if pipeline not in pipelines:
+                msg = (
+                    f"results: no AE title and no rule leads to a pipeline '{pipeline}'"
+                    f"{nearest(pipeline, pipelines)}"
+                )
+                raise ValueError(msg)
             for kind, names in settings.destinations.items():
                 place = f"results.{pipeline}.destinations.{kind.value}"
+                if kind not in settings.objects:
+                    msg = f"{place}: no such object is made; add it to results.{pipeline}.objects"
+                    raise ValueError(msg)
                 for name in names:
                     if name not in known:
                         msg = (

@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -68,7 +69,7 @@ class CStore:
         Source: PS3.4 B.2.3 and PS3.7 C (statuses), PS3.5 10.1 (the default transfer syntax
             is proposed too).
         """
-        sop_class_uid, own = class_and_syntax(path)
+        sop_class_uid, _, own = head_of(path)
         # Two contexts, not one with two syntaxes: there the peer would choose, and we could
         # not say that the file's own comes first.
         syntaxes = [own, ImplicitVRLittleEndian] if own == ExplicitVRLittleEndian else [own]
@@ -137,15 +138,27 @@ class CStore:
             return Dataset()
 
 
-def class_and_syntax(path: Path) -> tuple[UID, UID]:
-    """SOP class and transfer syntax of a DICOM file.
+class FileHead(NamedTuple):
+    """What the meta information of a DICOM file says of its object."""
+
+    sop_class_uid: UID
+    sop_instance_uid: UID
+    transfer_syntax_uid: UID
+
+
+def head_of(path: Path) -> FileHead:
+    """The meta information of a DICOM file.
 
     Raises:
         EncodingFailed: it is gone, or is none.
     """
     try:
         meta = dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]).file_meta
-        return UID(meta.MediaStorageSOPClassUID), UID(meta.TransferSyntaxUID)
+        return FileHead(
+            UID(meta.MediaStorageSOPClassUID),
+            UID(meta.MediaStorageSOPInstanceUID),
+            UID(meta.TransferSyntaxUID),
+        )
     except (OSError, InvalidDicomError, AttributeError) as error:
         msg = f"the result file {path.name} can't be read any more; retry the job to make it again"
         raise EncodingFailed(msg, code="result_missing") from error

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dicom_gateway.config_delivery import Destination
-from dicom_gateway.deliver.cstore import class_and_syntax
+from dicom_gateway.deliver.cstore import head_of
 from dicom_gateway.deliver.dicomweb import Web, trouble_of_http
 from dicom_gateway.deliver.statuses import arrival, trouble
 from dicom_gateway.errors import DestinationUnavailable, EncodingFailed
@@ -24,6 +24,7 @@ from dicom_gateway.errors import DestinationUnavailable, EncodingFailed
 _PIECE_BYTES = 256 * 1024
 _ANSWER_LIMIT_BYTES = 4 << 20
 _FAILED, _REFERENCED = "00081198", "00081199"
+_REFERENCED_UID = "00081155"
 _FAILURE_REASON, _WARNING_REASON = "00081197", "00081196"
 _CONFLICT, _ACCEPTED = 409, 202
 
@@ -49,7 +50,7 @@ class Stow:
             DestinationUnreachable, DestinationUnavailable, NotUnderstood,
             DestinationRefused, EncodingFailed: as `CStore.send`.
         """
-        class_and_syntax(path)
+        uid = head_of(path).sop_instance_uid
         body = _Body(path)
         answer = self._web.ask(
             "POST",
@@ -71,13 +72,17 @@ class Stow:
                 reason = 0x0110
             # 0x0111 duplicate among the failed: it has the object all the same.
             return arrival(int(reason), self._destination)
-        if status == 200 or (status == _ACCEPTED and _first(told, _REFERENCED) is not None):
-            kept = _first(told, _REFERENCED) or {}
+        if status in (200, _ACCEPTED):
+            kept = _named(told, uid)
+            if kept is None:
+                msg = (
+                    f"{self._destination} answers HTTP {status}, but doesn't say that it has the "
+                    "object; its answer must be application/dicom+json and name what it stored. "
+                    "Look into its log, and whether a proxy answers in its place"
+                )
+                raise DestinationUnavailable(msg)
             warning = _number(kept, _WARNING_REASON)
             return arrival(warning, self._destination) if warning else "accepted"
-        if status == _ACCEPTED:
-            msg = f"{self._destination} says 'accepted' (HTTP 202), but not what became of it"
-            raise DestinationUnavailable(msg)
         if status == _CONFLICT:
             raise trouble(0xC000, self._destination)
         raise trouble_of_http(status, self._destination)
@@ -130,6 +135,18 @@ def _first(told: dict[str, Any], tag: str) -> dict[str, Any] | None:
     if not isinstance(values, list) or not values:
         return None
     return values[0] if isinstance(values[0], dict) else {}
+
+
+def _named(told: dict[str, Any], uid: str) -> dict[str, Any] | None:
+    """What is said of this object among those that were stored."""
+    element = told.get(_REFERENCED)
+    values = element.get("Value") if isinstance(element, dict) else None
+    for one in values if isinstance(values, list) else ():
+        said = one.get(_REFERENCED_UID) if isinstance(one, dict) else None
+        if isinstance(said, dict) and said.get("Value") == [uid]:
+            found: dict[str, Any] = one
+            return found
+    return None
 
 
 def _number(item: dict[str, Any], tag: str) -> int | None:

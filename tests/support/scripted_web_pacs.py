@@ -31,9 +31,11 @@ def failed(reason: int) -> dict[str, Any]:
     return {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [reason]}}]}}
 
 
-def stored(warning: int | None = None) -> dict[str, Any]:
-    """A store response in which the object was stored."""
+def stored(warning: int | None = None, uid: str | None = None) -> dict[str, Any]:
+    """A store response in which the object was stored: the one that came, or another one."""
     item = {} if warning is None else {"00081196": {"vr": "US", "Value": [warning]}}
+    if uid is not None:
+        item["00081155"] = {"vr": "UI", "Value": [uid]}  # type: ignore[dict-item]
     return {"00081199": {"vr": "SQ", "Value": [item]}}
 
 
@@ -45,6 +47,7 @@ class WebPacs:
         answers: In order; the last one is repeated.
         objects: The DICOM files that were sent, whatever was answered.
         kept: SOP Instance UIDs that a query finds.
+        loses: How many of the next stored objects it doesn't have afterwards.
         authorization: Of each request.
     """
 
@@ -52,6 +55,7 @@ class WebPacs:
     answers: list[Answer] = field(default_factory=list)
     objects: list[bytes] = field(default_factory=list)
     kept: set[str] = field(default_factory=set)
+    loses: int = 0
     authorization: list[str] = field(default_factory=list)
 
 
@@ -74,7 +78,14 @@ def a_web_pacs(
                 pacs.objects.append(content)
             status, told = pacs.answers.pop(0) if len(pacs.answers) > 1 else pacs.answers[0]
             if status in (200, 202) and told is not None and "00081198" not in told:
-                pacs.kept |= {str(dcmread(BytesIO(one)).SOPInstanceUID) for one in pacs.objects}
+                uid = str(dcmread(BytesIO(pacs.objects[-1])).SOPInstanceUID)
+                (item,) = told["00081199"]["Value"]
+                named = {"00081155": {"vr": "UI", "Value": [uid]}} | item
+                told = {"00081199": {"vr": "SQ", "Value": [named]}}
+                if pacs.loses > 0:
+                    pacs.loses -= 1
+                else:
+                    pacs.kept.add(uid)
             self._answer(status, told)
 
         def do_GET(self) -> None:

@@ -106,6 +106,38 @@ def test_results_are_not_sent_to_whom_nobody_knows(
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        ({"lung-ct": {}}, "pipeline 'lung-ct'; did you mean 'lung_ct'?"),
+        (
+            {"lung_ct": {"destinations": {"secondary-capture": ["pacs"]}}},
+            "add it to results.lung_ct.objects",
+        ),
+    ],
+)
+def test_results_of_what_is_never_made_are_refused(
+    tmp_path: Path, results: dict[str, Any], said: str
+):
+    """A pipeline that nothing leads to, and a kind of object that isn't made of it."""
+    with pytest.raises(ConfigurationError) as error:
+        loaded(tmp_path, PACS, results=results)
+
+    assert said in str(error.value)
+
+
+def test_results_of_a_pipeline_that_only_a_rule_names_are_taken(tmp_path: Path):
+    """The short form is not the only way to one."""
+    settings = loaded(
+        tmp_path,
+        PACS,
+        results={"heart_mr": {"objects": ["segmentation"]}},
+        routing={"rules": [{"name": "hearts", "called": ["LUNG"], "pipelines": ["heart_mr"]}]},
+    )
+
+    assert settings.results["heart_mr"].objects == (ObjectKind.SEGMENTATION,)
+
+
 def test_each_kind_goes_where_it_is_taken(tmp_path: Path):
     """A pipeline's word on a kind stands above the rule; what a destination takes, above both."""
     settings = loaded(
@@ -113,7 +145,12 @@ def test_each_kind_goes_where_it_is_taken(tmp_path: Path):
         {**PACS, "objects": ["segmentation", "secondary-capture"]},
         {**PACS, "name": "ris", "objects": ["structured-report"]},
         WEB,
-        results={"lung_ct": {"destinations": {"secondary-capture": ["pacs"]}}},
+        results={
+            "lung_ct": {
+                "objects": ["segmentation", "structured-report", "secondary-capture"],
+                "destinations": {"secondary-capture": ["pacs"]},
+            }
+        },
     )
     addressee = Addressee(settings.results, settings.dicom.scu.destinations)
     asked = ("pacs", "ris", "cloud")

@@ -22,7 +22,7 @@ from tests.support.jobs import a_finished_job
 from tests.support.patience import until
 from tests.support.processes import free_port
 from tests.support.scripted_pacs import SILENT, a_pacs
-from tests.support.scripted_web_pacs import a_web_pacs, stored
+from tests.support.scripted_web_pacs import a_web_pacs
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
@@ -285,7 +285,8 @@ def test_a_peer_without_the_service_is_named_and_asked_again(
 
 def test_an_arrival_by_stow_is_proven_by_qido(queue: JobQueue, entries: Entries, job: Job):
     """The first one is lost."""
-    with a_web_pacs([(200, None), (200, stored())]) as pacs:
+    with a_web_pacs() as pacs:
+        pacs.loses = 1
         place = Destination(
             name="pacs", dicomweb=DicomwebDestination(url=pacs.url), confirm="query", **QUICK
         )

@@ -45,7 +45,6 @@ def send(path: Path, url: str, **more: Any) -> str:
     ("answer", "note"),
     [
         ((200, stored()), "accepted"),
-        ((200, None), "accepted"),
         ((202, stored(0xB000)), "accepted with warning 0xB000"),
         ((409, failed(0x0111)), "it had the object already"),
     ],
@@ -63,7 +62,10 @@ def test_the_bytes_of_the_file_arrive(file: Path, answer: Answer, note: str):
     [
         ((409, failed(0xA700)), DestinationUnavailable),
         ((200, failed(0x0110)), DestinationUnavailable),
+        ((200, None), DestinationUnavailable),
+        ((200, stored(uid="1.2.3")), DestinationUnavailable),
         ((202, None), DestinationUnavailable),
+        ((202, stored(uid="1.2.3")), DestinationUnavailable),
         ((503, None), DestinationUnavailable),
         ((429, None), DestinationUnavailable),
         ((500, None), DestinationUnavailable),
@@ -80,7 +82,10 @@ def test_the_bytes_of_the_file_arrive(file: Path, answer: Answer, note: str):
     ],
 )
 def test_each_answer_has_its_meaning(file: Path, answer: Answer, error: type[GatewayError]):
-    """Failure reasons are those of C-STORE; without one the HTTP status decides."""
+    """Failure reasons are those of C-STORE; without one the HTTP status decides.
+
+    An answer that doesn't name the object, or names another one, says nothing of it.
+    """
     with a_web_pacs([answer]) as pacs, pytest.raises(GatewayError) as raised:
         send(file, pacs.url)
 
