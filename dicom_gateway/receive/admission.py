@@ -86,13 +86,14 @@ class GuestList:
         certificate: PeerCertificate | None = None,
     ) -> Rejection | None:
         """Admits an association, which then counts until `leave`, or says why not."""
-        # A PACS that we asked for storage commitment calls the title that had asked.
+        # A PACS that we asked for storage commitment calls the title that had asked. Whoever
+        # calls himself so may come in to report; what else he may, the host asks `knows`.
         is_report = self._reports is not None and self._reports.expects(
             called_ae_title, calling_ae_title
         )
         if called_ae_title not in self._called and not is_report:
             return CALLED_NOT_RECOGNISED
-        if not is_report and not self._knows(calling_ae_title, host_ip, certificate):
+        if not is_report and not knows(self._settings, calling_ae_title, host_ip, certificate):
             return CALLING_NOT_RECOGNISED
         address = str(_plain(host_ip))
         with self._lock:
@@ -116,15 +117,20 @@ class GuestList:
             or same_address >= (limits.max_associations_per_address or limits.max_associations)
         )
 
-    def _knows(
-        self, calling_ae_title: str, host_ip: str, certificate: PeerCertificate | None
-    ) -> bool:
-        named = [s for s in self._settings.sources if s.ae_title == calling_ae_title]
-        if not named:
-            return not self._settings.reject_unknown_sources
-        # A title that is listed with addresses or certificates is good with these only,
-        # also where unknown titles may come in.
-        return any(_fits(source, host_ip, certificate) for source in named)
+
+def knows(
+    settings: ScpSettings,
+    calling_ae_title: str,
+    host_ip: str,
+    certificate: PeerCertificate | None,
+) -> bool:
+    """Whether the sources let this peer send to us."""
+    named = [s for s in settings.sources if s.ae_title == calling_ae_title]
+    if not named:
+        return not settings.reject_unknown_sources
+    # A title that is listed with addresses or certificates is good with these only,
+    # also where unknown titles may come in.
+    return any(_fits(source, host_ip, certificate) for source in named)
 
 
 def _fits(source: Source, host_ip: str, certificate: PeerCertificate | None) -> bool:

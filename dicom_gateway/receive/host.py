@@ -31,7 +31,7 @@ from pynetdicom.presentation import PresentationContext
 from dicom_gateway.config import ScpSettings
 from dicom_gateway.errors import DatabaseUnavailable, Refused
 from dicom_gateway.observe.logging import get_logger
-from dicom_gateway.receive.admission import TEMPORARY_CONGESTION, Desk
+from dicom_gateway.receive.admission import TEMPORARY_CONGESTION, Desk, knows
 from dicom_gateway.receive.commitment import Commitments, CommitmentTalk
 from dicom_gateway.receive.incoming import Incoming, Spool
 from dicom_gateway.receive.limits import LimitedAssociation
@@ -200,20 +200,23 @@ class AssociationHost:
             return
         association.is_admitted = True
         association.acceptor.ae_title = called
-        is_ours = called in self._titles
+        # Admitted may also be who only says that he is a PACS that reports to us.
+        may_store = called in self._titles and knows(
+            self.settings, calling, association.host_ip, association.certificate
+        )
         offered = offers(
             association.requestor.requested_contexts,
             private_sop_classes=self.settings.private_sop_classes,
             storage_commitment=self._commitments is not None or self._reports is not None,
         )
-        if not is_ours:  # it comes to report, and for nothing else
+        if not may_store:  # it comes to report, and for nothing else
             offered = [c for c in offered if c.abstract_syntax in _WITHOUT_OBJECTS]
         if self._reports is not None:
             for one in offered:
                 if one.abstract_syntax == STORAGE_COMMITMENT:
                     one.scu_role = one.scp_role = True  # either side may be the provider
         association.acceptor.supported_contexts = offered
-        if self._commitments is not None and is_ours:
+        if self._commitments is not None and may_store:
             association.talk = CommitmentTalk(association, self._commitments, called, calling)
 
     def _serve_report(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -20,14 +20,20 @@ WELL_KNOWN = "1.2.840.10008.1.20.1.1"
 
 
 @contextmanager
-def a_door(take: Reports, refused: list[tuple[str, ...]]) -> Iterator[int]:
+def a_door(
+    take: Reports,
+    refused: list[tuple[str, ...]],
+    *,
+    titles: Sequence[str] = ("LUNG",),
+    sources: Sequence[dict[str, str]] = ({"ae-title": "CT_1"},),
+) -> Iterator[int]:
     """Listens for LUNG, and for reports to TRITOME."""
     settings = ScpSettings.model_validate(
         {
             "host": "127.0.0.1",
             "port": 0,
-            "ae-titles": [{"ae-title": "LUNG", "pipelines": ["lung_ct"]}],
-            "sources": [{"ae-title": "CT_1"}],
+            "ae-titles": [{"ae-title": one, "pipelines": ["lung_ct"]} for one in titles],
+            "sources": list(sources),
         }
     )
 
@@ -95,6 +101,26 @@ def test_who_was_asked_may_report_and_nothing_else() -> None:
 
     assert [one.TransactionUID for one in taken] == ["2.25.7"]
     assert [who[:2] for who in refused] == [("STRANGER", "TRITOME"), ("PACS", "LUNG")]
+
+
+@pytest.mark.parametrize(
+    ("sources", "offered"),
+    [
+        ([{"ae-title": "CT_1"}], [StorageCommitmentPushModel]),
+        ([{"ae-title": "PACS", "host-ip": "192.0.2.7"}], [StorageCommitmentPushModel]),
+        ([{"ae-title": "PACS"}], [StorageCommitmentPushModel, CTImageStorage]),
+    ],
+)
+def test_who_only_says_that_he_is_the_pacs_may_report_and_not_store(
+    sources: list[dict[str, str]], offered: list[str]
+) -> None:
+    """Also where the title that we send by is one that takes studies."""
+    reports = Reports("TRITOME", frozenset(["PACS"]), lambda _information: True)
+    with a_door(reports, [], titles=["TRITOME"], sources=sources) as port:
+        association = a_call(port, "PACS", "TRITOME")
+        assert [c.abstract_syntax for c in association.accepted_contexts] == offered
+        assert report(association) == 0x0000
+        association.release()
 
 
 @pytest.mark.parametrize(("answer", "status"), [(False, 0x0110), (ValueError("odd"), 0x0115)])
