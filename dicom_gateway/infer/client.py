@@ -260,26 +260,26 @@ class TritonClient:
             yield
             return
         immediate = priority is Priority.IMMEDIATE
-        most = None if immediate else self._lanes_for_others(pipeline)
+        most = {} if immediate else self._lanes_for_others(pipeline)
         with (
-            self._lanes.enter(pipeline, most, stop),
+            self._lanes.enter(most, stop),
             self._turns.listed(request_id, immediate=immediate),
         ):
             yield
 
-    def _lanes_for_others(self, pipeline: str) -> int | None:
-        """One less than the step with windows has instances; None where no step has several."""
+    def _lanes_for_others(self, pipeline: str) -> dict[str, int]:
+        """For each step's model with several instances, one less; the others keep no lane free."""
+        most: dict[str, int] = {}
         try:
             ensemble = self._triton.get_model_config(pipeline, client_timeout=RPC_TIMEOUT_S).config
-            several = []
             for step in ensemble.ensemble_scheduling.step:
                 name = step.model_name
                 found = self._triton.get_model_config(name, client_timeout=RPC_TIMEOUT_S).config
                 count = sum(group.count for group in found.instance_group)
-                several += [count] if count > 1 else []
+                most |= {name: count - 1} if count > 1 else {}
         except InferenceServerException:
-            return None
-        return min(several) - 1 if several else None
+            return {}
+        return most
 
     def _what_became(
         self, error: InferenceServerException, contract: Contract, stopped: bool

@@ -20,7 +20,7 @@ import secrets
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -139,38 +139,57 @@ class Lanes:
     """Keeps a lane free for immediate requests; safe to use from several threads.
 
     A model's instance is busy until its request ends, paused or not. So there are always fewer
-    other requests of a pipeline under way than it has instances.
+    other requests under way at a model than it has instances, from whichever pipelines: they may
+    share their models.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._others: dict[str, int] = {}
+        self._line: list[frozenset[str]] = []
 
     @contextmanager
-    def enter(
-        self, pipeline: str, most: int | None, stop: threading.Event | None = None
-    ) -> Iterator[None]:
-        """Waits until fewer than `most` requests of a pipeline are inside; None never waits.
+    def enter(self, most: Mapping[str, int], stop: threading.Event | None = None) -> Iterator[None]:
+        """Waits until at each model fewer than so many requests are inside; nothing never waits.
+
+        Args:
+            most: By model. All are entered at the same moment, so that nobody keeps one lane
+                while it waits for another.
+            stop: Ends the wait when set.
 
         Raises:
             TritonUnavailable: `stop` was set while it waited.
         """
-        if most is None:
-            yield
-            return
+        me = frozenset(most)
         with self._changed:
-            while self._others.get(pipeline, 0) >= most:
-                if stop is not None and stop.is_set():
-                    msg = "the job was stopped before its request was sent"
-                    raise TritonUnavailable(msg)
-                self._changed.wait(0.1)
-            self._others[pipeline] = self._others.get(pipeline, 0) + 1
+            self._line.append(me)
+            try:
+                while not self._may_enter(me, most):
+                    if stop is not None and stop.is_set():
+                        msg = "the job was stopped before its request was sent"
+                        raise TritonUnavailable(msg)
+                    self._changed.wait(0.1)
+            finally:
+                del self._line[self._place(me)]
+                self._changed.notify_all()
+            for model in most:
+                self._others[model] = self._others.get(model, 0) + 1
         try:
             yield
         finally:
             with self._changed:
-                self._others[pipeline] -= 1
+                for model in most:
+                    self._others[model] -= 1
                 self._changed.notify_all()
+
+    def _may_enter(self, me: frozenset[str], most: Mapping[str, int]) -> bool:
+        # In order at each model: who needs several would otherwise wait for ever.
+        if any(me & earlier for earlier in self._line[: self._place(me)]):
+            return False
+        return all(self._others.get(model, 0) < count for model, count in most.items())
+
+    def _place(self, me: frozenset[str]) -> int:
+        return next(n for n, one in enumerate(self._line) if one is me)
 
 
 def remove_turns(folder: Path | None = None) -> tuple[str, ...]:

@@ -271,18 +271,42 @@ def test_a_list_that_we_may_not_remove_is_left(
     assert remove_turns(tmp_path) == (f"{PREFIX}0000",)
 
 
-def test_a_lane_stays_free() -> None:
-    """With one lane for the others, the second of them waits for the first."""
+def test_a_lane_stays_free_at_each_model_that_pipelines_share() -> None:
+    """Where one other request may be inside, the second waits, whichever pipeline it is of."""
     lanes, inside = Lanes(), threading.Event()
 
     def second() -> None:
-        with lanes.enter("lung_ct", 1):
+        with lanes.enter({"heart_inferer": 1, "lung_inferer": 1}):
             inside.set()
 
-    with lanes.enter("lung_ct", 1):
+    with lanes.enter({"lung_inferer": 1}):
         thread = threading.Thread(target=second)
         thread.start()
-        with lanes.enter("lung_ct", None), lanes.enter("other", 1):
+        with lanes.enter({}), lanes.enter({"colon_inferer": 1}):
             assert not inside.wait(0.3)
     thread.join(30)
     assert inside.is_set()
+
+
+def test_lanes_are_taken_in_the_order_of_asking() -> None:
+    """Who needs two models isn't overtaken for ever by those that need one of them."""
+    lanes, entered = Lanes(), list[str]()
+
+    def enter(name: str, most: dict[str, int]) -> threading.Thread:
+        def inside() -> None:
+            with lanes.enter(most):
+                entered.append(name)
+
+        thread = threading.Thread(target=inside)
+        thread.start()
+        return thread
+
+    with lanes.enter({"heart_inferer": 1}):
+        both = enter("both", {"heart_inferer": 1, "lung_inferer": 1})
+        until(lambda: lanes._line)
+        lung = enter("lung", {"lung_inferer": 1})
+        until(lambda: len(lanes._line) == 2)
+        assert entered == []
+    for thread in (both, lung):
+        thread.join(30)
+    assert entered == ["both", "lung"]
