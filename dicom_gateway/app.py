@@ -33,7 +33,7 @@ from dicom_gateway.deliver import Caretaker, CommitmentReports, Entries, Outbox,
 from dicom_gateway.errors import ConfigurationError, GatewayError
 from dicom_gateway.infer import TritonClient
 from dicom_gateway.infer.turns import Turns, remove_turns
-from dicom_gateway.jobs import JobQueue, Worker, admission
+from dicom_gateway.jobs import Admission, JobQueue, Worker, admission
 from dicom_gateway.judge import Judge
 from dicom_gateway.observe import get_logger, level_of, set_up_logging
 from dicom_gateway.processing import Processing
@@ -147,6 +147,12 @@ class Gateway:
             results=folder / "results",
             read_header=read,
             admission=admission(settings.jobs.memory_bytes, settings.triton.arena_bytes),
+            arena_admission=Admission(
+                settings.triton.arena_bytes,
+                settings.triton.arena_bytes,
+                what="shared memory",
+                setting="triton.arena-bytes",
+            ),
             ahead=ahead,
             objects=settings.results,
         )

@@ -10,8 +10,8 @@ none of them knows the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,7 @@ class Processing:
         results: Folder that the results are kept in.
         read_header: Cached: the judge has asked for the same headers.
         admission: Lets as many jobs compute at the same time as the memory holds.
+        arena_admission: And as many have images in the arena as lie in it beside each other.
         ahead: Has decoded what came early.
         objects: By pipeline: which objects are made of its outputs.
     """
@@ -66,6 +67,7 @@ class Processing:
     results: Path
     read_header: Callable[[Path], Header]
     admission: Admission
+    arena_admission: Admission
     ahead: Ahead | None = None
     objects: Mapping[str, ResultSettings] = field(default_factory=dict)
 
@@ -113,19 +115,31 @@ class Processing:
         )
         return [together]
 
+    @contextmanager
     def _admitted(
         self, run: JobRun, contract: Contract, plans: Sequence[VolumePlan]
-    ) -> AbstractContextManager[None]:
-        """Waits until the machine has memory for it beside what is running."""
+    ) -> Iterator[None]:
+        """Waits until machine and arena have memory for it beside what is running."""
         voxels = max(plan.voxels for plan in plans)
         wanted = math.ceil(contract.peak_bytes_per_voxel * voxels)
         self.admission.check(wanted, f"this volume of {voxels} voxels")
-        return self.admission.enter(
-            wanted,
-            first=run.job.priority is Priority.IMMEDIATE,
-            stop=run.stop,
-            waits=lambda why: run.tell("waits", why),
-        )
+        first = run.job.priority is Priority.IMMEDIATE
+        in_arena = self._arena_bytes(contract, plans)
+
+        def waits(why: str) -> None:
+            run.tell("waits", why)
+
+        with (
+            self.admission.enter(wanted, first=first, stop=run.stop, waits=waits),
+            self.arena_admission.enter(in_arena, first=first, stop=run.stop, waits=waits),
+        ):
+            yield
+
+    def _arena_bytes(self, contract: Contract, plans: Sequence[VolumePlan]) -> int:
+        """What the request will take, and for a moment what it is resampled from."""
+        wanted = max(self._check_room(contract, plan, plan.voxels) for plan in plans)
+        sources = [sum(t.size_bytes for t in plan.tasks) for plan in plans if plan.grid is not None]
+        return wanted + max(sources, default=0)
 
     def _assembled(
         self,
@@ -139,9 +153,8 @@ class Processing:
             with run.stage("assembled") as stage:
                 told = []
                 for plan, series in zip(plans, brought, strict=True):
-                    room = partial(self._check_room, contract, plan)
                     volumes.append(
-                        assemble(plan, series, self.arena, self.decoders, room, ahead=self.ahead)
+                        assemble(plan, series, self.arena, self.decoders, ahead=self.ahead)
                     )
                     told.append(_told(volumes[-1], series))
                 stage.note = " | ".join(told)
@@ -151,8 +164,8 @@ class Processing:
             raise
         return tuple(volumes)
 
-    def _check_room(self, contract: Contract, plan: VolumePlan, voxels: int) -> None:
-        check_room(contract, self.arena, voxels, "FP32" if plan.is_floating else "INT16")
+    def _check_room(self, contract: Contract, plan: VolumePlan, voxels: int) -> int:
+        return check_room(contract, self.arena, voxels, "FP32" if plan.is_floating else "INT16")
 
     def _inferred(
         self, run: JobRun, contract: Contract, volumes: tuple[Volume, ...], number: int

@@ -207,7 +207,7 @@ def usable_outputs(contract: Contract) -> tuple[Output, ...]:
     return outputs
 
 
-def check_room(contract: Contract, arena: Arena, voxels: int, dtype: str = "INT16") -> None:
+def check_room(contract: Contract, arena: Arena, voxels: int, dtype: str = "INT16") -> int:
     """Ask it before a volume is decoded: can all of a request lie in the arena at once?
 
     Args:
@@ -215,6 +215,9 @@ def check_room(contract: Contract, arena: Arena, voxels: int, dtype: str = "INT1
         arena: Where images and label maps will lie together; each begins on a page.
         voxels: K * J * I of one image; where there are several, they share one grid.
         dtype: Of the images as they are decoded, INT16 or FP32.
+
+    Returns:
+        Bytes of the arena that the request takes.
 
     Raises:
         VolumeTooLarge: not even when the arena is empty.
@@ -252,6 +255,7 @@ def check_room(contract: Contract, arena: Arena, voxels: int, dtype: str = "INT1
             f"at least {needed}, restart the gateway, then 'tritome jobs retry'"
         )
         raise VolumeTooLarge(msg)
+    return needed
 
 
 def _is_gathered(one: Input, dtype: str) -> bool:

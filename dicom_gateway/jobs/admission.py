@@ -3,6 +3,9 @@
 In: what a job will need, from the contract's bytes per voxel. Out: leave to go on, in the order
 of asking, immediate jobs first. Nothing is kept: who died needs no memory any more.
 
+Beside another job, one that can wait enters only where as much as the larger of them needs stays
+free: an immediate one needn't wait for their end. It may take all.
+
 A large study waits for its neighbours instead of killing them, and they for it. One that needs
 more than the gateway may use at once runs alone; one that the machine could never hold is refused.
 """
@@ -31,9 +34,20 @@ class Admission:
     Args:
         limit_bytes: What all jobs together may need; a job alone may need more.
         machine_bytes: What no job may need more than.
+        what: What there is so much of, for a person who reads why a job waits.
+        setting: Of gateway.yaml, which says how much.
     """
 
-    def __init__(self, limit_bytes: int, machine_bytes: int) -> None:
+    def __init__(
+        self,
+        limit_bytes: int,
+        machine_bytes: int,
+        *,
+        what: str = "memory",
+        setting: str = "jobs.memory-bytes",
+    ) -> None:
+        self._what = what
+        self._setting = setting
         self._limit_bytes = limit_bytes
         self._machine_bytes = machine_bytes
         self._changed = threading.Condition()
@@ -79,11 +93,11 @@ class Admission:
         with self._changed:
             self._line.insert(0 if first else len(self._line), me)
             try:
-                if not self._may_enter(me, wanted_bytes):
-                    waits(self._reason(wanted_bytes))
-                while not self._may_enter(me, wanted_bytes):
+                if not self._may_enter(me, wanted_bytes, first=first):
+                    waits(self._reason(wanted_bytes, first=first))
+                while not self._may_enter(me, wanted_bytes, first=first):
                     if stop is not None and stop.is_set():
-                        msg = "the job was stopped while it waited for memory"
+                        msg = f"the job was stopped while it waited for {self._what}"
                         raise TritonUnavailable(msg)
                     self._changed.wait(0.1)
                 self._inside.append(wanted_bytes)
@@ -97,17 +111,21 @@ class Admission:
                 self._inside.remove(wanted_bytes)
                 self._changed.notify_all()
 
-    def _may_enter(self, me: object, wanted_bytes: int) -> bool:
+    def _may_enter(self, me: object, wanted_bytes: int, *, first: bool) -> bool:
         # In order: small ones that slip past would let a large one wait for ever.
         if self._line[0] is not me:
             return False
-        return not self._inside or sum(self._inside) + wanted_bytes <= self._limit_bytes
+        if not self._inside:
+            return True
+        kept = 0 if first else max(wanted_bytes, *self._inside)
+        return sum(self._inside) + wanted_bytes + kept <= self._limit_bytes
 
-    def _reason(self, wanted_bytes: int) -> str:
+    def _reason(self, wanted_bytes: int, *, first: bool) -> str:
+        kept = "" if first else ", and some stays free for a study that can't wait"
         return (
-            f"it needs about {_gib(wanted_bytes)} of memory, and {len(self._inside)} other job(s) "
-            f"use {_gib(sum(self._inside))} of the {_gib(self._limit_bytes)} there are for all "
-            "(jobs.memory-bytes)"
+            f"it needs about {_gib(wanted_bytes)} of {self._what}, and {len(self._inside)} other "
+            f"job(s) use {_gib(sum(self._inside))} of the {_gib(self._limit_bytes)} there are for "
+            f"all ({self._setting}){kept}"
         )
 
 

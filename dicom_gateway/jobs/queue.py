@@ -31,7 +31,7 @@ from dicom_gateway.database import (
     results,
     transaction,
 )
-from dicom_gateway.errors import GatewayError, LeaseLost, Retryable
+from dicom_gateway.errors import ArenaFull, GatewayError, LeaseLost, Retryable
 from dicom_gateway.jobs import strikes
 from dicom_gateway.jobs.desk import JobDesk
 from dicom_gateway.jobs.news import Listener, News, tell_other_processes
@@ -396,7 +396,8 @@ class JobQueue(JobDesk):
         Returns:
             Seconds until the next attempt: doubling from `retry_first_s` to
             `retry_max_s`, each shortened by up to half so that jobs don't march in step.
-            None where the job was given up, because it lost too many requests.
+            None where the job was given up, because it lost too many requests. An immediate
+            job that found the arena full is tried again after `retry_first_s` each time.
 
         Raises:
             LeaseLost: another worker holds the job, or a person cancelled it.
@@ -404,6 +405,8 @@ class JobQueue(JobDesk):
         weight = strikes.of_error(error)
         # A strike has broken something that must be mended first: wait four times as long.
         delay_s = self._delay_s(job.attempts - 1 + (2 if weight else 0))
+        if job.priority is Priority.IMMEDIATE and isinstance(error, ArenaFull):
+            delay_s = self._delay_s(0)
         with transaction(self._engine) as connection:
             self._leave_running(
                 connection,

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -377,6 +378,22 @@ def test_leases_of_vanished_gateways_count_too_and_our_own_do_not(
     assert shown is not None
     assert (shown.state, shown.failure_code) == (JobState.FAILED, "gave_up")
     assert shown.attempts == 20 + 14  # the last look takes it back and gives it up
+
+
+@pytest.mark.parametrize(
+    ("priority", "is_soon"), [(Priority.IMMEDIATE, True), (Priority.LOW, False)]
+)
+def test_a_study_that_can_t_wait_asks_for_the_arena_again_and_again(
+    priority: Priority, is_soon: bool, queue: JobQueue, engine: sa.Engine, tmp_path: Path
+):
+    """However often it was full; others ask more and more rarely."""
+    a_job(queue, engine, tmp_path, priority=priority)
+    claimed = queue.claim(ME)
+    assert claimed is not None
+    delay_s = queue.retry_later(replace(claimed, attempts=10), ArenaFull("full"))
+    first_s = queue._retry_first_s
+    assert delay_s is not None
+    assert (delay_s <= first_s) == is_soon
 
 
 def test_jobs_that_wait_for_triton_hurry_when_it_is_back(

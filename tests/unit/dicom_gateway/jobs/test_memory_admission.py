@@ -58,6 +58,29 @@ def test_a_large_study_waits_for_its_neighbours_and_is_not_overtaken() -> None:
     assert inside[-1] == 2 * GIB
 
 
+def test_room_is_left_for_a_study_that_can_t_wait() -> None:
+    """Others enter beside each other only where one more of the larger kind would fit."""
+    gate, inside = Admission(10 * GIB, 20 * GIB), list[int]()
+    jobs = [Entrant(gate, n * GIB, inside=inside) for n in (4, 3)]
+    urgent = Entrant(gate, 4 * GIB, first=True, inside=inside)
+    try:
+        jobs[0].start()
+        until(lambda: inside == [4 * GIB])
+        jobs[1].start()
+        until(lambda: jobs[1].reasons)
+        urgent.start()
+        until(lambda: inside == [4 * GIB, 4 * GIB])
+        jobs[0].leave.set()
+        urgent.leave.set()
+        until(lambda: inside == [4 * GIB, 4 * GIB, 3 * GIB])
+        assert "stays free for a study that can't wait" in jobs[1].reasons[0]
+        assert urgent.reasons == []
+    finally:
+        for one in (*jobs, urgent):
+            one.leave.set()
+            one.join()
+
+
 def test_what_is_too_large_for_all_runs_alone() -> None:
     """The prediction is cautious; a job alone may need more than the share for all."""
     gate, inside = Admission(4 * GIB, 16 * GIB), list[int]()
