@@ -183,7 +183,7 @@ class Gateway:
             commitments=commitments_of(settings, engine),
             child=receiving_child(settings),
             kept=kept,
-            reports=reports_of(settings, engine),
+            reports=reports_of(settings, engine, audit.sent),
             rejected=audit.turned_away,
         )
         receiver.start()

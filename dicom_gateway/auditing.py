@@ -35,6 +35,7 @@ from dicom_gateway.observe.audit import (
     Scribe,
     digest_key,
 )
+from dicom_gateway.observe.audit_repeats import Repeats
 from dicom_gateway.observe.audit_spool import AuditSpool, SpoolUnwritable
 from dicom_gateway.observe.audit_syslog import AuditShipper
 from dicom_gateway.observe.logging import get_logger
@@ -67,6 +68,7 @@ class Audit:
         self._log = get_logger(room="observe")
         self._lock = threading.Lock()
         self._told: dict[tuple[str, str, str], float] = {}
+        self._repeats = Repeats()
         self._spool: AuditSpool | None = None
         if not self._audit.enabled:
             return
@@ -85,28 +87,20 @@ class Audit:
 
     def stopped(self) -> None:
         """The gateway ends in order."""
+        self._tell_repeats(all_of_them=True)
         self._activity(EventType.STOP)
 
     def turned_away(
         self, calling_ae_title: str, called_ae_title: str, host_ip: str, reason: str
     ) -> None:
-        """An association was refused.
+        """An association was refused: told at once, and what comes again as a number.
 
         Source: PS3.15 A.5.3.11 (Security Alert, Node Authentication).
         """
-        self._write(
-            Event(
-                EventKind.SECURITY_ALERT,
-                "E",
-                Outcome.MINOR_FAILURE,
-                EventType.NODE_AUTHENTICATION,
-                parties=[
-                    Party(called_ae_title, "destination"),
-                    Party(calling_ae_title, "source", is_requestor=True, address=host_ip),
-                ],
-                note=f"association refused: {reason}",
-            )
-        )
+        self._tell_repeats()
+        if self._repeats.is_first(host_ip, reason):
+            who = (calling_ae_title, called_ae_title, host_ip)
+            self._append(_refused(*who, f"association refused: {reason}"))
 
     def received(self, association_id: str) -> None:
         """An association, or a STOW-RS body, has ended: what it brought, by study.
@@ -318,7 +312,17 @@ class Audit:
             return []
         return [patient for _, patient in map(_whose, files) if patient]
 
+    def _tell_repeats(self, *, all_of_them: bool = False) -> None:
+        for one in self._repeats.over(all_of_them=all_of_them):
+            whence = "" if one.address else ", from several addresses"
+            note = f"association refused {one.times} times more{whence}: {one.reason}"
+            self._append(_refused("unknown", self._ae_title, one.address, note))
+
     def _write(self, event: Event) -> None:
+        self._tell_repeats()
+        self._append(event)
+
+    def _append(self, event: Event) -> None:
         if self._spool is None:
             return
         try:
@@ -338,6 +342,20 @@ class Audit:
             self._log.error("audit_message_lost", reason=str(error))
         if self.shipper is not None:
             self.shipper.notify()
+
+
+def _refused(calling_ae_title: str, called_ae_title: str, host_ip: str, note: str) -> Event:
+    return Event(
+        EventKind.SECURITY_ALERT,
+        "E",
+        Outcome.MINOR_FAILURE,
+        EventType.NODE_AUTHENTICATION,
+        parties=[
+            Party(called_ae_title, "destination"),
+            Party(calling_ae_title, "source", is_requestor=True, address=host_ip),
+        ],
+        note=note,
+    )
 
 
 def _whose(path: Path) -> tuple[str, str]:

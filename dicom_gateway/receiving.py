@@ -4,8 +4,8 @@ In: gateway.yaml's settings. Out: `keep` and storage commitment for `receive`; a
 (`python -m dicom_gateway.receiving`), one of several processes on one port. What survives a
 crash is in the store.
 
-Part of `app.py`, in a file of its own: it knows receive, store and deliver, which don't know each
-other.
+Part of `app.py`, in a file of its own: it knows receive, store, deliver and the audit trail,
+which don't know each other.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from dicom_gateway.auditing import Audit
 from dicom_gateway.config import LOG_LEVEL, LOG_STYLE, GatewaySettings
 from dicom_gateway.database import instances, open_database, reading
 from dicom_gateway.deliver import CommitmentReports, Entries
 from dicom_gateway.deliver.commitment import read_report
+from dicom_gateway.deliver.entries import Told
 from dicom_gateway.observe import get_logger, level_of, set_up_logging
 from dicom_gateway.receive.commitment import Commitments, Holdings
 from dicom_gateway.receive.host import AssociationHost
@@ -50,17 +52,22 @@ def commitments_of(settings: GatewaySettings, engine: sa.Engine) -> Commitments:
     return Commitments(engine, holdings_of(engine, settings.store.folder.resolve()))
 
 
-def reports_of(settings: GatewaySettings, engine: sa.Engine) -> Reports | None:
+def reports_of(settings: GatewaySettings, engine: sa.Engine, told: Told) -> Reports | None:
     """What PACS report on our own results; None where none is asked to.
 
     Any receiving process may get a report: what it says goes to the delivery rows.
+
+    Args:
+        settings: The whole of gateway.yaml.
+        engine: From `open_database`.
+        told: Hears of each delivery that ends with a report.
     """
     scu = settings.dicom.scu
     asked = [one for one in scu.destinations if one.confirm == "storage-commitment"]
     if not asked:
         return None
     noted = CommitmentReports(
-        Entries(engine, settings.store.folder.resolve(), scu), scu.destinations
+        Entries(engine, settings.store.folder.resolve(), scu, told), scu.destinations
     )
     return Reports(
         called_ae_title=scu.ae_title,
@@ -134,7 +141,7 @@ def main(arguments: Sequence[str]) -> int:
                 desk,
                 spool=spool_of(settings),
                 commitments=commitments_of(settings, engine),
-                reports=reports_of(settings, engine),
+                reports=reports_of(settings, engine, Audit(settings, engine).sent),
             )
             serve_connections(line, desk, host.begin)
             host.stop(_GRACE_S)

@@ -65,7 +65,12 @@ class AuditShipper:
         mark = self._spool.shipped()
         while not self._stopping.is_set():
             self._news.clear()
-            some = self._spool.unshipped(mark)
+            try:
+                some = self._spool.unshipped(mark)
+            except OSError as error:  # the trail waits on its disk, and the gateway for nothing
+                self._log.error("audit_trail_unreadable", reason=error.strerror)
+                self._stopping.wait(self._settings.retry_max_s)
+                continue
             if not some:
                 if self._connection is not None and _has_ended(self._connection):
                     self._close()

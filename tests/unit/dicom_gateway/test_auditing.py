@@ -8,11 +8,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import sqlalchemy as sa
+from pydicom import Dataset
+from pydicom.uid import CTImageStorage
 
 from dicom_gateway.auditing import Audit
 from dicom_gateway.config import GatewaySettings
 from dicom_gateway.deliver import Entries
 from dicom_gateway.jobs import JobQueue
+from dicom_gateway.receiving import reports_of
 from tests.support.dicom import PATIENT_ID, a_ct_series, an_arrival
 from tests.support.gateway import Keeping, a_store
 from tests.support.jobs import a_finished_job
@@ -139,6 +142,50 @@ def test_who_was_turned_away_and_who_asked_is_told(tmp_path: Path) -> None:
     ]
 
 
+def test_a_stranger_cannot_fill_the_trail(tmp_path: Path) -> None:
+    """The first of his attempts is told, and how many more there were."""
+    engine = sa.create_engine("sqlite://")
+    audit = Audit(settings_of(tmp_path), engine)
+    for _ in range(100):
+        audit.turned_away("STRANGER", "LUNG", "10.0.0.9", "calling AE title not recognised")
+        audit.heard(None, "10.0.0.9", "GET", "/dicom-web/studies", 401)
+    audit.stopped()
+    engine.dispose()
+
+    found = messages(tmp_path)
+    assert [what(one)[0] for one in found] == ["Security Alert"] * 4 + ["Application Activity"]
+    text = b"".join(ET.tostring(one) for one in found)
+    assert text.count(b"refused 99 times more: ") == 2
+
+
+def test_what_a_report_at_our_door_proves_is_told(tmp_path: Path) -> None:
+    """By whichever process took it."""
+    with a_store(tmp_path) as keeping:
+        settings = settings_of(tmp_path)
+        (place,) = settings.dicom.scu.destinations
+        place = place.model_copy(update={"confirm": "storage-commitment"})
+        scu = settings.dicom.scu.model_copy(update={"destinations": (place,)})
+        dicom = settings.dicom.model_copy(update={"scu": scu})
+        settings = settings.model_copy(update={"dicom": dicom})
+        queue = JobQueue(keeping.engine, keeping.folder)
+        entries = Entries(keeping.engine, keeping.folder, scu)
+        _, uid = a_finished_job(queue, keeping.engine, keeping.folder, "pacs")
+        delivery = entries.claim("pacs")
+        assert delivery is not None
+        entries.accepted(delivery, "accepted", 0.0, 0.1)
+        entries.asked([delivery], 600.0, "2.25.5")
+        audit = Audit(settings, keeping.engine)
+        reports = reports_of(settings, keeping.engine, audit.sent)
+        assert reports is not None
+        report, item = Dataset(), Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = CTImageStorage, uid
+        report.TransactionUID, report.ReferencedSOPSequence = "2.25.5", [item]
+
+        assert reports.take(report)
+
+    assert [what(one) for one in messages(tmp_path)] == [("DICOM Instances Transferred", "0")]
+
+
 def test_a_trail_that_is_off_writes_nothing(tmp_path: Path) -> None:
     """Not even its folder."""
     with a_store(tmp_path) as keeping:
@@ -155,7 +202,7 @@ def test_messages_past_the_limit_are_said_in_the_trail(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, **{"limit-bytes": 1 << 20, "file-bytes": 1 << 18})
     audit = Audit(settings, engine)
     for _ in range(1400):
-        audit.turned_away("STRANGER", "LUNG", "10.0.0.9", "calling AE title not recognised")
+        audit.heard("VIEWER", "10.0.0.7", "GET", "/dicom-web/studies", 200)
     engine.dispose()
 
     told = [what(one) for one in messages(tmp_path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import stat
 import threading
 from collections.abc import Iterator
@@ -291,6 +292,29 @@ def test_messages_arrive_framed_and_in_order(
     assert header[0] == b"<85>1"
     assert header[3] == b"tritome"
     assert header[5] == b"DICOM+RFC3881"
+
+
+def test_a_trail_that_cannot_be_read_is_shipped_once_it_can(
+    authority: Authority, collectors: Credentials, ours: Credentials, tmp_path: Path
+):
+    """A disk that fails must not end the thread, and the gateway with it."""
+    with (
+        a_collector(collectors, client_ca=authority.certificate) as collector,
+        a_trail(tmp_path, authority, ours, collector.port) as trail,
+    ):
+        looks, unshipped = [], trail.spool.unshipped
+
+        def fails(after: Mark, limit: int = 100) -> list[tuple[Mark, bytes]]:
+            looks.append(after)
+            raise OSError(errno.EIO, "Input/output error")
+
+        trail.spool.unshipped = fails  # type: ignore[method-assign]
+        trail.write(3)
+        until(lambda: len(looks) > 1)
+        trail.spool.unshipped = unshipped  # type: ignore[method-assign]
+        until(lambda: len(collector.received) == 3)
+
+    assert _messages(collector) == trail.written
 
 
 def test_a_collector_that_was_away_gets_everything(
