@@ -66,6 +66,14 @@ InputDatatype = Annotated[
     Literal["INT16", "FP32"],
     typer.Option(help="Of stored pixel values; FP32 also takes series of floating point pixels."),
 ]
+Instances = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="How many instances of the inferer compute beside each other. Each has a copy of the "
+        "network; with one alone an urgent study waits for the running one.",
+    ),
+]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Build a bundle that has changed since the last time.")
 ]
@@ -110,6 +118,7 @@ def build(
     network_backend: NetworkBackend = None,
     random_weights: RandomWeights = None,
     input_datatype: InputDatatype = "INT16",
+    instances: Instances = 2,
     trust: Trust = False,
     replace: Annotated[
         bool, typer.Option(help="Drop earlier versions instead of adding one.")
@@ -136,6 +145,7 @@ def build(
         name=name,
         random_weights=random_weights,
         input_datatype=input_datatype,
+        instances=instances,
     )
     run(bundle, output, chosen, trust=trust, replace=replace)
 

@@ -40,6 +40,12 @@ LARGEST_ZIP_BYTES = 8 * 2**30
 """A zip that says it unpacks to more is refused."""
 
 
+INFERER_INSTANCES = 2
+"""An instance is busy until its request ends, paused or not. In the second one an immediate study
+computes while the first waits between two windows; and where the network is a model of its own,
+windows of two studies meet there. With one, an immediate study waits for the running one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a person chose besides the bundle.
@@ -54,6 +60,7 @@ class Options:
         name: The ensemble's name; made from the folder's where None.
         random_weights: Seed of weights for a bundle without any; None wants the bundle's own.
         input_datatype: Of stored values: INT16, or FP32 for series with floating point pixels.
+        instances: How many instances of the inferer compute beside each other.
     """
 
     configs: tuple[str, ...] = ()
@@ -64,6 +71,7 @@ class Options:
     name: str | None = None
     random_weights: int | None = None
     input_datatype: InputDatatype = "INT16"
+    instances: int = INFERER_INSTANCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,7 @@ class Bundle:
         network_files: Files of the network's own model for another backend than Python's.
         y_edge: Datatype and dims of what crosses from the inferer step: the network's output,
             or already labels of it.
+        instances: Of its inferer.
     """
 
     folder: Path
@@ -104,6 +113,7 @@ class Bundle:
     notes: tuple[str, ...] = ()
     network_files: Mapping[str, bytes] = field(default_factory=dict)
     y_edge: tuple[str, tuple[int, ...]] = ("FP32", ())
+    instances: int = INFERER_INSTANCES
 
     @property
     def is_built_in(self) -> bool:
@@ -257,6 +267,7 @@ def _read(folder: Path, options: Options) -> Bundle:
         licence=str(metadata.get("license", metadata.get("copyright", ""))),
         source=str(metadata.get("data_source", "")),
         irregular=_irregular(metadata),
+        instances=options.instances,
         notes=(*bundle.notes, *(exported.notes if exported else ())),
         network_files=exported.files if exported else {},
         y_edge=(parts.datatype, (parts.channels, *findings.y_dims[1:]))

@@ -75,11 +75,6 @@ class Step:
 
 TRACE = Tensor("TRACE", "STRING", (1,))
 
-INFERER_INSTANCES = 2
-"""An instance is busy until its request ends, paused or not. In the second one an immediate study
-computes while the first waits between two windows; and where the network is a model of its own,
-windows of two studies meet there."""
-
 
 def plan(bundle: Bundle) -> tuple[Model, ...]:
     """The models that serve a bundle, in the order of the ensemble's steps, ensemble last."""
@@ -294,7 +289,7 @@ def _bundle_files(bundle: Bundle, *, with_weights: bool) -> dict[str, Path]:
 def _step_config(bundle: Bundle, step: Step) -> pb.ModelConfig:
     config = python_config(f"{bundle.name}_{step.role}", step.inputs, step.outputs)
     if step.role == "inferer":
-        config.instance_group[0].count = INFERER_INSTANCES
+        config.instance_group[0].count = bundle.instances
         # What waits for an instance is taken in the order of the gateway's priorities.
         config.dynamic_batching.priority_levels = PRIORITY_LEVELS
         config.dynamic_batching.default_priority_level = DEFAULT_PRIORITY

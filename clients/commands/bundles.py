@@ -25,6 +25,7 @@ def options(
     name: str | None = None,
     random_weights: int | None = None,
     input_datatype: Literal["INT16", "FP32"] = "INT16",
+    instances: int = 2,
 ) -> Options:
     """The builder's options from a command line's; `settings` are KEY=VALUE, the value YAML.
 
@@ -42,6 +43,7 @@ def options(
         name=name,
         random_weights=random_weights,
         input_datatype=input_datatype,
+        instances=instances,
     )
 
 

@@ -47,6 +47,17 @@ def test_the_checked_in_repository_is_what_the_builder_writes(
     assert _files(repository_root / "model_repository") == _files(tmp_path)
 
 
+def test_the_inferer_has_as_many_instances_as_a_person_says(tmp_path: Path) -> None:
+    """Two where nobody says anything, so that a study that can't wait finds one free."""
+    bundle = a_segmentation_bundle(tmp_path / "b")
+    counts = []
+    for options in (Options(), Options(instances=3)):
+        list(build(bundle, tmp_path / "repository", options, replace=True))
+        inferer = _config(tmp_path / "repository", "b_inferer")
+        counts.append(inferer.instance_group[0].count)
+    assert counts == [2, 3]
+
+
 def test_four_models_one_of_them_the_ensemble(tmp_path: Path) -> None:
     """Three python models and the ensemble that joins them, each with a config Triton parses."""
     bundle = a_segmentation_bundle(tmp_path / "two_labels")
