@@ -210,7 +210,7 @@ class Processing:
                 number,
                 replaced=run.replaced_results(),
                 is_announced=run.is_announced,
-                held=self.results.parent / HELD,
+                held=self.results.parent / HELD / run.job.job_id,
                 pixels=partial(source_pixels, plan, arena=self.arena, decoders=self.decoders),
             )
             kinds = [OBJECT_KIND_OF_SOP_CLASS[one.sop_class_uid].value for one in made]

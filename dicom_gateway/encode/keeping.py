@@ -17,7 +17,7 @@ from typing import BinaryIO
 from dicom_gateway.errors import EncodingFailed, Retryable
 
 HELD = "held"
-"""Folder beside the results for objects that the geometry gate has held."""
+"""Folder beside the results for objects that the geometry gate has held, by job."""
 
 
 def keep(
@@ -66,6 +66,7 @@ def _hold(unfinished: Path, name: str, held: Path | None) -> None:
         held.mkdir(parents=True, exist_ok=True)
         unfinished.rename(held / name)
         _sync(held)
+        _sync(held.parent)
 
 
 def _sync(folder: Path) -> None:

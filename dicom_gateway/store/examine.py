@@ -24,6 +24,8 @@ from dicom_gateway.store.notes import note_path, read_notes
 
 INSTANCES = "instances"
 RESULTS = "results"
+HELD = "held"
+"""Objects that the geometry gate has held, in a folder for each job."""
 DAMAGED = "damaged"
 _TOGETHER = 512
 """So many files are handed to the threads at once."""

@@ -43,7 +43,7 @@ from dicom_gateway.database import (
 from dicom_gateway.errors import DatabaseUnavailable, OutOfResources
 from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.store.due import DAY_S, OPEN, Due, find_due
-from dicom_gateway.store.examine import RESULTS
+from dicom_gateway.store.examine import HELD, RESULTS
 from dicom_gateway.store.files import DurableFolder, sync_folder
 from dicom_gateway.store.notes import Notes, note_path
 
@@ -143,14 +143,16 @@ class Retention:
     def remove_stray_results(self) -> int:
         """Removes result files that no job ended with, after the days of delivered ones.
 
-        Of a job that failed, was cancelled or superseded while it wrote them.
+        Of a job that failed, was cancelled or superseded while it wrote them. And what was held
+        of jobs that the index doesn't know (it was made again), after the days of failed ones.
 
         Raises:
             DatabaseUnavailable: the index does not answer.
         """
+        held = self._remove_stray_held()
         days = self._settings.delivered_after_days
         if days is None:
-            return 0
+            return held
         files = {path: path.stat().st_mtime for path in (self._folder / RESULTS).glob("*.dcm")}
         with transaction(self._engine) as connection:
             known = set(connection.execute(sa.select(results.c.path)).scalars())
@@ -165,6 +167,22 @@ class Retention:
                 and (oldest_s is None or at_s < oldest_s)
             ]
             self._unlink(strays)
+        return held + len(strays)
+
+    def _remove_stray_held(self) -> int:
+        days = self._settings.failed_after_days
+        if days is None:
+            return 0
+        found = {path: path.stat().st_mtime for path in (self._folder / HELD).rglob("*.dcm")}
+        with transaction(self._engine) as connection:
+            now = connection.execute(sa.select(now_s())).scalar_one()
+            old = [path for path, at_s in found.items() if now - at_s > days * DAY_S]
+            known: set[str] = set()
+            for some in _portions([path.parent.name for path in old]):
+                rows = connection.execute(sa.select(jobs.c.job_id).where(jobs.c.job_id.in_(some)))
+                known.update(rows.scalars())
+            strays = [path for path in old if path.parent.name not in known]
+            self._unlink_held(strays)
         return len(strays)
 
     def _remove(self, connection: sa.Connection, due: Due) -> Removed:
@@ -179,7 +197,7 @@ class Retention:
         return Removed(gone.instances, made.results, gone.size_bytes + made.size_bytes)
 
     def _remove_jobs(self, connection: sa.Connection, job_ids: Sequence[str]) -> Removed:
-        """Result files, then every row that hangs on the jobs, then the jobs."""
+        """Result files and what was held, then every row that hangs on the jobs, then the jobs."""
         found = [
             row
             for some in _portions(job_ids)
@@ -188,12 +206,16 @@ class Retention:
             )
         ]
         self._unlink([Path(row.path) for row in found])
+        held = [path for one in job_ids for path in (self._folder / HELD / one).glob("*")]
+        size_bytes = sum(row.size_bytes for row in found)
+        size_bytes += sum(path.stat().st_size for path in held)
+        self._unlink_held(held)
         for table in reversed(metadata.sorted_tables):
             column = table.c.get("job_id")
             if column is not None:
                 for some in _portions(job_ids):
                     connection.execute(table.delete().where(column.in_(some)))
-        return Removed(0, len(found), sum(row.size_bytes for row in found))
+        return Removed(0, len(found), size_bytes)
 
     def _remove_instances(
         self, connection: sa.Connection, due: Due, members: Sequence[sa.Row[Any]]
@@ -235,6 +257,13 @@ class Retention:
                 folders.add((self._folder / relative).parent)
         for folder in folders:
             sync_folder(folder)
+
+    def _unlink_held(self, paths: Sequence[Path]) -> None:
+        self._unlink([path.relative_to(self._folder) for path in paths])
+        for folder in {path.parent for path in paths}:
+            if folder != self._folder / HELD:
+                with suppress(OSError):  # something new has come into it
+                    folder.rmdir()
 
 
 def _members(connection: sa.Connection, due: Due) -> list[sa.Row[Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,9 @@ from dicom_gateway.database import (
     series,
     transaction,
 )
-from dicom_gateway.errors import UnusableSeries
+from dicom_gateway.encode.keeping import HELD
+from dicom_gateway.encode.keeping import keep as keep_result
+from dicom_gateway.errors import EncodingFailed, UnusableSeries
 from dicom_gateway.jobs import JobQueue
 from dicom_gateway.records import SeriesState
 from dicom_gateway.store import InstanceStore, Retention, SeriesIndex
@@ -326,3 +330,49 @@ def test_a_thread_of_its_own_does_it_and_stops_when_asked(keeping: Keeping) -> N
 
     assert not thread.is_alive()
     assert keeping.files() == []
+
+
+def test_what_was_held_goes_with_its_job(keeping: Keeping):
+    """It is of the same patient; that of other jobs stays."""
+    uid = keep(keeping, a_ct_series(2))
+    queue = JobQueue(keeping.engine, keeping.folder)
+    enqueue(queue, keeping.engine, keeping.index.load_series(uid, "LUNG"))
+    decide(keeping, uid)
+    job = queue.claim("test")
+    assert job is not None
+    queue.fail(job, EncodingFailed("it lies elsewhere", code="result_misplaced"))
+    ours = _hold(keeping, job.job_id)
+    other = _hold(keeping, "0" * 32)
+    days_pass(keeping, 91)
+
+    assert purge(keeping) == ["failed"]
+
+    assert not ours.parent.exists()
+    assert other.exists()
+    assert left(keeping)[jobs.name] == 0
+
+
+def test_what_was_held_of_a_job_that_nobody_knows_goes_after_the_days_of_failed_ones(
+    keeping: Keeping,
+):
+    """The index was made again from the files, and jobs aren't in them."""
+    old, fresh = _hold(keeping, "0" * 32), _hold(keeping, "1" * 32)
+    long_ago_s = time.time() - 91 * DAY_S
+    os.utime(old, (long_ago_s, long_ago_s))
+
+    assert retention(keeping).remove_stray_results() == 1
+
+    assert not old.exists()
+    assert fresh.exists()
+
+
+def _hold(keeping: Keeping, job_id: str) -> Path:
+    """As the geometry gate does with an object that fails."""
+    folder = keeping.folder / HELD / job_id
+
+    def spoilt(_path: Path) -> None:
+        raise EncodingFailed("it lies elsewhere", code="result_misplaced")
+
+    with pytest.raises(EncodingFailed):
+        keep_result(keeping.folder / "results" / "1.2.3.dcm", lambda f: None, spoilt, folder)
+    return folder / "1.2.3.dcm"
