@@ -44,7 +44,7 @@ LARGEST_SCORE_DIFFERENCE = 1e-5
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """Each of them read with random weights."""
     folder = tmp_path_factory.mktemp("bundles")
-    options = Options(random_weights=0, runtime="torch")
+    options = Options(random_weights=0, runtime="torch", instances=1)
     return {make.__name__: read_bundle(make(folder / make.__name__), options) for make in MADE}
 
 
@@ -98,7 +98,7 @@ def test_a_click_elsewhere_is_the_request_s_fault(
 def test_the_same_bundle_gives_the_same_bytes(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     """Nothing that depends on the moment is written."""
     for name, bundle in bundles.items():
-        again = read_bundle(bundle.folder, Options(random_weights=0, runtime="torch"))
+        again = read_bundle(bundle.folder, Options(random_weights=0, runtime="torch", instances=1))
         assert [one.files for one in plan(replace(again, name=bundle.name))] == [
             one.files for one in plan(bundle)
         ], name
@@ -138,7 +138,8 @@ def test_whatever_is_changed_it_stays_equal(
 ) -> None:
     """Window, spacing, axes, order of transforms and channels drawn: labels bit-identical."""
     folder = zoo.a_variation(tmp_path_factory.mktemp("drawn") / "drawn", drawn)
-    options = Options(random_weights=int(drawn["classes"]), runtime="torch")  # type: ignore[call-overload]
+    seed = int(drawn["classes"])  # type: ignore[call-overload]
+    options = Options(random_weights=seed, runtime="torch", instances=1)
     bundle = read_bundle(folder, options)
     client = triton.InferenceServerClient(server.grpc_url, channel_args=LOOPBACK_CHANNEL)
     models = [model.name for model, _ in write(plan(bundle), server.model_repository, replace=True)]

@@ -25,8 +25,10 @@ LEAST_AGREEMENT_OF_OPENVINO = 0.999
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """Both runtimes of the same bundle beside each other."""
     folder = tmp_path_factory.mktemp("repository")
-    list(build("lung_ct", folder, Options(runtime="torch", name="lung_ct_torch")))
-    list(build("lung_ct", folder, Options(runtime="openvino", name="lung_ct_openvino")))
+    list(build("lung_ct", folder, Options(runtime="torch", instances=1, name="lung_ct_torch")))
+    list(
+        build("lung_ct", folder, Options(runtime="openvino", instances=1, name="lung_ct_openvino"))
+    )
     log = tmp_path_factory.mktemp("log") / "triton.log"
     with TritonServer(folder, log=log, watch=False) as found:
         yield found

@@ -42,11 +42,11 @@ def test_a_new_version_is_loaded_and_the_one_before_comes_back(
 ) -> None:
     """Building again adds version 2; load serves it, roll brings 1 back, unload ends it."""
     bundle, repository = a_segmentation_bundle(tmp_path / "b"), tmp_path / "repository"
-    list(build(bundle, repository, Options(runtime="torch")))
+    list(build(bundle, repository, Options(runtime="torch", instances=1)))
     volume: StoredVolume = an_oblique_volume((20, 40, 44))
     with TritonServer(repository, log=tmp_path / "triton.log", watch=False) as server:
         first = served(server.grpc_url, "b", volume)
-        changed = Options(runtime="torch", overrides={"inferer.overlap": 0.25})
+        changed = Options(runtime="torch", instances=1, overrides={"inferer.overlap": 0.25})
         list(build(bundle, repository, changed))
         assert _version(server, "b_inferer") == "1"
         models.load(repository, "b", server.grpc_url)

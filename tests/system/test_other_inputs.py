@@ -67,7 +67,7 @@ ROUTING = {
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """Two named images; two channels; the built-in radiographs."""
     folder = tmp_path_factory.mktemp("bundles")
-    random = Options(random_weights=2, runtime="torch")
+    random = Options(random_weights=2, runtime="torch", instances=1)
     return {
         "two_images": read_bundle(zoo.a_bundle_with_scripts(folder / "two_images"), random),
         "contrasts": read_bundle(zoo.a_bundle_of_contrasts(folder / "contrasts"), random),

@@ -83,8 +83,8 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(tmp_path_factory: pytest.TempPathFactory, bundles: Path) -> Path:
     """Both pipelines with torch, which computes what MONAI computes bit by bit."""
     folder = tmp_path_factory.mktemp("repository")
-    list(build("thorax_multi", folder, Options(runtime="torch")))
-    list(build(bundles / "joined.yaml", folder, Options(runtime="torch")))
+    list(build("thorax_multi", folder, Options(runtime="torch", instances=1)))
+    list(build(bundles / "joined.yaml", folder, Options(runtime="torch", instances=1)))
     return folder
 
 
