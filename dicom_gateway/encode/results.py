@@ -34,9 +34,7 @@ from dicom_gateway.encode.keeping import keep
 from dicom_gateway.encode.origin import Origin
 from dicom_gateway.encode.rtstruct import make_structure_set
 from dicom_gateway.encode.secondary_capture import (
-    OPACITY,
     Pixels,
-    display_colours,
     make_overlay,
     make_score_picture,
 )
@@ -216,7 +214,7 @@ class _Maker:
                     picture,
                     lambda: _writer(make_score_picture(scores, output, self.origin, pixels)),
                     lambda path: self._gate(output, picture, path).picture(
-                        None, output, pixels, [], OPACITY
+                        None, output, pixels, scores
                     ),
                 )
             ]
@@ -263,7 +261,7 @@ class _Maker:
         elif kind is ObjectKind.RT_STRUCTURE_SET:
             check.structure_set(mask, output)
         elif self.pixels is not None:
-            check.picture(mask, output, self.pixels, display_colours(output), OPACITY)
+            check.picture(mask, output, self.pixels)
 
     @property
     def origin(self) -> Origin:

@@ -145,6 +145,10 @@ def _captured(  # noqa: PLR0917 - what is drawn, called twice
     ds.SOPClassUID = SecondaryCaptureImageStorage
     kind = ObjectKind.SECONDARY_CAPTURE
     a_header(ds, origin, output, kind, "OT")
+    side = str(origin.sources.images[0].get("Laterality", ""))
+    if side in {"L", "R"} or "BodyPartExamined" not in ds:
+        # Type 2C (PS3.3 C.7.3.1): empty where nothing says that the part isn't a paired one.
+        ds.Laterality = side if side in {"L", "R"} else ""
     ds.ConversionType = "SYN"
     ds.ImageType = ["DERIVED", "SECONDARY"]
     ds.ContentDate, ds.ContentTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")

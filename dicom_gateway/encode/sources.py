@@ -84,6 +84,7 @@ _GEOMETRY = (
     "FrameOfReferenceUID",
     "PositionReferenceIndicator",
     "Modality",
+    "Laterality",
     "Rows",
     "Columns",
     "ImagePositionPatient",

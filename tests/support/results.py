@@ -19,7 +19,6 @@ from scipy.ndimage import gaussian_filter
 
 from dicom_gateway.encode import encode_results
 from dicom_gateway.encode.gate import Gate, read_sources_anew
-from dicom_gateway.encode.secondary_capture import OPACITY, display_colours
 from dicom_gateway.records import (
     OBJECT_KIND_OF_SOP_CLASS,
     ArenaSpan,
@@ -162,6 +161,6 @@ def pass_gate(
     elif kind is ObjectKind.RT_STRUCTURE_SET:
         gate.structure_set(mask, output)
     elif kind is ObjectKind.SECONDARY_CAPTURE:
-        gate.picture(mask, output, pixels_of(volume), display_colours(output), OPACITY)
+        gate.picture(mask, output, pixels_of(volume))
     else:
         gate.segmentation(mask, output, binary=kind is ObjectKind.SEGMENTATION)

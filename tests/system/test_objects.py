@@ -1,12 +1,13 @@
 """Every kind of result object before real programs: dciodvfy, dcmtk, Orthanc, highdicom, pydicom.
 
 On generated series always; on the real ones where they are, among them the tilted head and
-the series that has segmentations of another maker.
+the series that has segmentations of another maker. TRITOME_ALL_SERIES=1 adds four larger ones.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -48,7 +49,9 @@ GENERATED: dict[str, dict[str, Any]] = {
     "oblique": {"frames": 9, "orientation": unit(OBLIQUE)},
     "tilted and gapped": {"frames": 9, "tilt_degrees": 18.5, "gap_at": (3,)},
 }
-REAL = ("v03",)
+REAL: tuple[str, ...] = ("v03",)
+if os.environ.get("TRITOME_ALL_SERIES"):  # larger ones: minutes instead of seconds
+    REAL += ("v01", "v02", "v10", "v11")
 
 
 @pytest.fixture(scope="module")

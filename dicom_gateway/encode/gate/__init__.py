@@ -122,15 +122,14 @@ class Gate:
         mask: NDArray[Any] | None,
         output: Output,
         pixels: Callable[[Sequence[int]], NDArray[np.float32]],
-        colours: Sequence[tuple[int, int, int]],
-        opacity: float,
+        scores: NDArray[np.float32] | None = None,
     ) -> None:
-        """Of a Secondary Capture of mask [K, J, I], or of scores."""
+        """Of a Secondary Capture of mask [K, J, I], or of scores [n]."""
         with self._reread() as ds:
             if mask is not None:
                 self._check_sides(mask, output)
             sources = pixels(shown_planes(ds, self.truth))
-            check_picture(ds, mask, output, self.truth, sources, colours, opacity)
+            check_picture(ds, mask, scores, output, self.truth, sources)
 
     def _check_sides(self, mask: NDArray[Any], output: Output) -> None:
         (self.sides or Sides([(mask, output)], self.truth)).check(output)
