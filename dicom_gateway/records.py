@@ -373,6 +373,7 @@ class ReplacedResult:
     sop_class_uid: str
     sop_instance_uid: str
     output: str
+    job_id: str
 
 
 class DeliveryState(StrEnum):

@@ -16,6 +16,9 @@ _RESULTS = uuid.UUID("0c6b8c0c-6b0a-5a55-9a3e-4f1d1c0a7e2b")
 """Namespace of our results (RFC 9562 5.5). Changing it would re-send every old result as a
 new object."""
 
+_MOST_VOLUMES = 1000
+"""Of one series; far more than any has."""
+
 
 def result_uid(
     job_id: str, output: str, index: int = 0, kind: ObjectKind = ObjectKind.SEGMENTATION
@@ -34,6 +37,19 @@ def result_series_uid(
     """
     which = f"series/{job_id}/{output}/{index}" if index else f"series/{job_id}/{output}"
     return _uid(f"{which}{_of(kind)}")
+
+
+def series_uid_of_result(
+    sop_instance_uid: str, job_id: str, output: str, kind: ObjectKind
+) -> str | None:
+    """The Series Instance UID of a result that this job made; None where its UID isn't ours.
+
+    Both UIDs are made from the same words; only the number of the volume has to be found.
+    """
+    for index in range(_MOST_VOLUMES):
+        if result_uid(job_id, output, index, kind) == sop_instance_uid:
+            return result_series_uid(job_id, output, index, kind)
+    return None
 
 
 def tracking_uid(job_id: str, output: str, index: int, number: int) -> str:

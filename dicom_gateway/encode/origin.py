@@ -15,7 +15,7 @@ from datetime import datetime
 import highdicom as hd
 from pydicom.dataset import Dataset
 
-from dicom_gateway.encode.identity import result_series_uid, result_uid
+from dicom_gateway.encode.identity import result_series_uid, result_uid, series_uid_of_result
 from dicom_gateway.encode.sources import Sources
 from dicom_gateway.records import (
     OBJECT_KIND_OF_SOP_CLASS,
@@ -104,14 +104,35 @@ class Origin:
 
         Source: PS3.3 Table 10-11 (SOP Instance Reference macro).
         """
+        return [
+            reference(one.sop_class_uid, one.sop_instance_uid)
+            for one in self._replaced(output, kind)
+        ]
+
+    def replaced_documents(self, output: Output, kind: ObjectKind) -> list[Dataset]:
+        """The same for an SR, which names the series too.
+
+        Source: PS3.3 C.17.2 (Predecessor Documents Sequence), Table C.17-3.
+        """
         items = []
-        for one in self.replaced:
-            if (
-                one.output == output.name
-                and OBJECT_KIND_OF_SOP_CLASS.get(one.sop_class_uid) is kind
-            ):
-                items.append(reference(one.sop_class_uid, one.sop_instance_uid))
+        for one in self._replaced(output, kind):
+            uid = series_uid_of_result(one.sop_instance_uid, one.job_id, one.output, kind)
+            if uid is not None:
+                series = Dataset()
+                series.SeriesInstanceUID = uid
+                series.ReferencedSOPSequence = [reference(one.sop_class_uid, one.sop_instance_uid)]
+                study = Dataset()
+                study.StudyInstanceUID = self.sources.images[0].StudyInstanceUID
+                study.ReferencedSeriesSequence = [series]
+                items.append(study)
         return items
+
+    def _replaced(self, output: Output, kind: ObjectKind) -> list[ReplacedResult]:
+        return [
+            one
+            for one in self.replaced
+            if one.output == output.name and OBJECT_KIND_OF_SOP_CLASS.get(one.sop_class_uid) is kind
+        ]
 
     def replaced_images(self, output: Output, kind: ObjectKind) -> list[Dataset]:
         """The same for the General Reference module, with the purpose (PS3.3 C.12.4)."""

@@ -267,6 +267,9 @@ def _report(
         "SoftwareVersions", "LO", list(origin.software_versions)
     )
     report.DeviceSerialNumber = origin.device_serial_number
+    replaced = origin.replaced_documents(output, kind)
+    if replaced:
+        report.PredecessorDocumentsSequence = replaced
     carry(report, origin, [output])
     return report
 

@@ -116,7 +116,7 @@ def _supersede(connection: sa.Connection, job_id: str, state: JobState, successo
 
 
 def replaced_results(connection: sa.Connection, job_id: str) -> list[ReplacedResult]:
-    """What the results of a job replace: class, SOP Instance UID and output, oldest first.
+    """What the results of a job replace, oldest first.
 
     A superseded job that had made nothing stands for those that it took the place of.
     """
@@ -131,7 +131,12 @@ def replaced_results(connection: sa.Connection, job_id: str) -> list[ReplacedRes
         for predecessor in list(predecessors):
             seen += 1
             made = connection.execute(
-                sa.select(results.c.sop_class_uid, results.c.sop_instance_uid, results.c.output)
+                sa.select(
+                    results.c.sop_class_uid,
+                    results.c.sop_instance_uid,
+                    results.c.output,
+                    results.c.job_id,
+                )
                 .where(results.c.job_id == predecessor)
                 .order_by(results.c.sop_instance_uid)
             ).all()

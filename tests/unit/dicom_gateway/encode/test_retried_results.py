@@ -1,4 +1,4 @@
-"""What a retried job does with the objects of its earlier attempt."""
+"""Objects and those that were there before: of an earlier attempt, and of an earlier job."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from dicom_gateway.encode import encode_results
+from dicom_gateway.encode.identity import result_series_uid, result_uid, series_uid_of_result
 from dicom_gateway.errors import EncodingFailed
-from dicom_gateway.records import Inference, ObjectKind, Result, Volume
-from tests.support.results import FINDINGS, a_volume, pass_gate, random_lungs, results_of
+from dicom_gateway.records import Inference, ObjectKind, ReplacedResult, Result, Volume
+from tests.support.peers import dciodvfy
+from tests.support.results import FINDINGS, a_volume, pass_gate, pixels_of, random_lungs, results_of
 from tests.support.series import LUNGS, a_contract, a_job
 
 SEG, SR = ObjectKind.SEGMENTATION, ObjectKind.STRUCTURED_REPORT
@@ -97,3 +99,42 @@ def test_a_broken_file_is_made_anew(tmp_path: Path) -> None:
     path = made_of(mask, volume, tmp_path)[SEG].path
     path.write_bytes(path.read_bytes()[:700])
     pass_gate(made_of(mask, volume, tmp_path)[SEG], mask, volume)
+
+
+def test_results_name_those_whose_place_they_take(tmp_path: Path) -> None:
+    """Of the same kind and output, where each kind of object has room for it; all are valid."""
+    volume = a_volume(tmp_path)
+    mask = random_lungs(volume, 1)
+    earlier = "00000000000000000000000000000001"
+    pixels = pixels_of(volume)
+    old = results_of(mask, volume, tmp_path, job_id=earlier, pixels=pixels)
+    replaced = [
+        ReplacedResult(one.sop_class_uid, one.sop_instance_uid, one.output, one.job_id)
+        for one in old.values()
+    ]
+    new = results_of(mask, volume, tmp_path, pixels=pixels, replaced=replaced)
+    for kind, one in new.items():
+        ds = pydicom.dcmread(one.path)
+        before = pydicom.dcmread(old[kind].path)
+        if kind is SR:
+            (document,) = ds.PredecessorDocumentsSequence
+            assert document.StudyInstanceUID == before.StudyInstanceUID
+            (series,) = document.ReferencedSeriesSequence
+            assert series.SeriesInstanceUID == before.SeriesInstanceUID
+            (named,) = series.ReferencedSOPSequence
+        elif kind is ObjectKind.RT_STRUCTURE_SET:
+            (named,) = ds.PredecessorStructureSetSequence
+        else:
+            (named,) = ds.ReferencedImageSequence
+        assert named.ReferencedSOPClassUID == before.SOPClassUID
+        assert named.ReferencedSOPInstanceUID == before.SOPInstanceUID
+        if kind is not ObjectKind.LABELMAP_SEGMENTATION:  # younger than the program
+            assert dciodvfy(one.path) == []
+
+
+def test_the_series_of_a_later_volume_s_result_is_known() -> None:
+    """The number of the volume is found by the UID; somebody else's UID has no series of ours."""
+    job = a_job().job_id
+    uid = result_uid(job, "MASK", 3, SR)
+    assert series_uid_of_result(uid, job, "MASK", SR) == result_series_uid(job, "MASK", 3, SR)
+    assert series_uid_of_result("1.2.3", job, "MASK", SR) is None

@@ -105,7 +105,8 @@ def test_a_delivered_job_stays_delivered_and_says_what_came_after(
         JobState.DELIVERED,
         new.job_id,
     )
-    assert [one.sop_instance_uid for one in queue.replaced_results(new)] == [made.sop_instance_uid]
+    (replaced,) = queue.replaced_results(new)
+    assert (replaced.sop_instance_uid, replaced.job_id) == (made.sop_instance_uid, old.job_id)
     assert "supersedes" in [line.stage for line in queue.events(new.job_id)]
 
 
