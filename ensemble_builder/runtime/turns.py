@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 PREFIX = "tritome_turns_"
 PARAMETER = "tritome_listed"
@@ -51,6 +51,11 @@ _TORN_READS = 20
 
 _NO_LIST = frozenset({errno.ENOENT, errno.ELOOP, errno.EACCES, errno.ENXIO})
 """Gone, a link, another user's, or no file at all: no list of a gateway of ours."""
+
+
+_Lists: TypeAlias = dict[str, dict[str, str] | None]
+"""What the living gateways list: name of the list -> request id -> immediate or other. None where
+it can't be read just now: it is being written, or the process has no file descriptor left."""
 
 
 class Turn:
@@ -84,7 +89,7 @@ class Turn:
         """Whether nobody waits for the result any more; never waits itself."""
         if self._is_cancelled():
             return True
-        return bool(self._list) and self._word(*self._lists()) == "gone"
+        return bool(self._list) and self._word(self._lists()) == "gone"
 
     def __call__(self) -> bool:
         """Waits while more urgent requests are under way; True where nobody waits for this one."""
@@ -93,8 +98,8 @@ class Turn:
                 return True
             if not self._list:
                 return False
-            lists, all_read = self._lists()
-            word = self._word(lists, all_read)
+            lists = self._lists()
+            word = self._word(lists)
             if word == "gone":
                 return True
             if word != "other" or not self._should_wait(lists) or self._left_s <= 0:
@@ -102,8 +107,9 @@ class Turn:
             time.sleep(LOOK_AGAIN_S)
             self._left_s -= LOOK_AGAIN_S
 
-    def _should_wait(self, lists: list[dict[str, str]]) -> bool:
-        urgent = [name for one in lists for name, word in one.items() if word == "immediate"]
+    def _should_wait(self, lists: _Lists) -> bool:
+        listed = [pair for one in lists.values() if one is not None for pair in one.items()]
+        urgent = [name for name, word in listed if word == "immediate"]
         if not urgent or any(is_at_work(name) for name in urgent):
             self._for_nobody_since_s = None
             return bool(urgent)
@@ -111,35 +117,32 @@ class Turn:
             self._for_nobody_since_s = time.monotonic()
         return time.monotonic() - self._for_nobody_since_s < self._most_for_nobody_s
 
-    def _word(self, lists: list[dict[str, str]], all_read: bool) -> str:
-        for one in lists:
-            if self._id in one:
+    def _word(self, lists: _Lists) -> str:
+        for one in lists.values():
+            if one is not None and self._id in one:
                 return one[self._id]
+        if self._list in lists and lists[self._list] is None:
+            return "unknown"
         # A list that was never seen is one that we can't see: in another folder, or another
-        # user's. And where one couldn't be read just now, it may be ours.
-        return "gone" if all_read and self._list in Turn._seen else "unknown"
+        # user's.
+        return "gone" if self._list in Turn._seen else "unknown"
 
-    def _lists(self) -> tuple[list[dict[str, str]], bool]:
-        """What the living gateways list, request id -> immediate or other; and whether that's all.
-
-        It isn't where a list is being written, or the process has no file descriptor left.
-        """
-        found = []
-        all_read = True
+    def _lists(self) -> _Lists:
+        found: _Lists = {}
         try:
             paths = [path for path in self._folder.iterdir() if path.name.startswith(PREFIX)]
         except OSError:
-            return [], False
+            return {self._list: None}
         for path in paths:
             try:
                 listed = _read(path)
             except OSError:
-                all_read = False
+                found[path.name] = None
                 continue
             if listed is not None:
-                found.append(listed)
+                found[path.name] = listed
                 Turn._seen.add(path.name)
-        return found, all_read
+        return found
 
 
 @contextmanager
