@@ -21,6 +21,7 @@ from dicom_gateway.database import (
     job_instances,
     jobs,
     now_s,
+    proof_requests,
     results,
     series,
     transaction,
@@ -102,6 +103,10 @@ def a_delivered_series(keeping: Keeping, frames: list[Dataset] | None = None) ->
             .where(deliveries.c.job_id == job.job_id)
             .values(state="delivered", delivered_at_s=now_s())
         )
+        asked = sa.select(sa.literal("2.25.5"), deliveries.c.id).where(
+            deliveries.c.job_id == job.job_id
+        )
+        connection.execute(proof_requests.insert().from_select(list(proof_requests.c), asked))
         connection.execute(
             jobs.update()
             .where(jobs.c.job_id == job.job_id)
@@ -128,6 +133,7 @@ def days_pass(keeping: Keeping, days: float) -> None:
 def left(keeping: Keeping) -> dict[str, int]:
     """How many rows each table has."""
     tables = (instances, arrivals, series, jobs, job_instances, job_events, results, deliveries)
+    tables = (*tables, proof_requests)
     with transaction(keeping.engine) as connection:
         return {
             table.name: connection.execute(
