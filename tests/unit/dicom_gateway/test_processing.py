@@ -72,6 +72,7 @@ def test_scores_of_a_resampled_series_name_its_source_frames(
         results=tmp_path / "results",
         read_header=nobody,
         admission=nobody,
+        arena_admission=nobody,
         objects={contract.pipeline: ResultSettings(objects=(SR, SC))},
     )
     run = JobRun(a_job(queue, engine, tmp_path), queue)

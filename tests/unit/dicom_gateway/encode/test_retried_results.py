@@ -138,3 +138,15 @@ def test_the_series_of_a_later_volume_s_result_is_known() -> None:
     uid = result_uid(job, "MASK", 3, SR)
     assert series_uid_of_result(uid, job, "MASK", SR) == result_series_uid(job, "MASK", 3, SR)
     assert series_uid_of_result("1.2.3", job, "MASK", SR) is None
+
+
+def test_every_kind_of_object_is_kept_by_a_retry_that_finds_the_same(tmp_path: Path) -> None:
+    """The same file with the same bytes, the reports and pictures too."""
+    volume = a_volume(tmp_path)
+    mask = random_lungs(volume, 1)
+    first = results_of(mask, volume, tmp_path, pixels=pixels_of(volume))
+    assert set(first) == set(ObjectKind)
+    before = {kind: (one.path.stat().st_ino, one.path.read_bytes()) for kind, one in first.items()}
+    again = results_of(mask, volume, tmp_path, pixels=pixels_of(volume))
+    after = {kind: (one.path.stat().st_ino, one.path.read_bytes()) for kind, one in again.items()}
+    assert after == before

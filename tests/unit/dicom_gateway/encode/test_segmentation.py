@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,8 +243,11 @@ def test_only_the_finished_file_is_there(tmp_path: Path, volume: Volume) -> None
     ]
 
 
-def test_a_place_that_can_t_be_written_is_tried_again(tmp_path: Path, volume: Volume) -> None:
+def test_a_place_that_can_t_be_written_is_tried_again(
+    tmp_path: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full disk passes; the job isn't lost to it."""
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / unfinished_name()).symlink_to("/dev/full")
     with pytest.raises(Retryable) as caught:
@@ -256,7 +259,7 @@ def unfinished_name() -> str:
     """Under which name a result is written before it is renamed."""
     from dicom_gateway.encode.identity import result_uid  # noqa: PLC0415
 
-    return f".{result_uid(a_job().job_id, 'MASK')}.dcm.{os.getpid()}.part"
+    return f".{result_uid(a_job().job_id, 'MASK')}.dcm.{secrets.token_hex(8)}.part"
 
 
 @pytest.mark.parametrize(
