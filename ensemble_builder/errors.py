@@ -16,6 +16,8 @@ Every message is one sentence that says what to do next.
 
 from __future__ import annotations
 
+import errno
+
 
 class BuilderError(Exception):
     """Something went wrong that the builder has a name for."""
@@ -89,3 +91,15 @@ class ParityError(BuilderError):
     """What is served differs from what MONAI computes in one process."""
 
     code = "parity_error"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True where the CPU's memory is used up, whoever says so.
+
+    Python raises a MemoryError, `mmap` an OSError, and torch a plain RuntimeError.
+    """
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or "can't allocate memory" in str(error)
+    )

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, EnsureTyped, Identityd, Invertd
+from monai.transforms.compose import execute_compose
 
 from ensemble_builder.errors import ParityError
 from ensemble_builder.runtime.components import is_keep_largest, keep_largest
@@ -160,7 +161,8 @@ def _run(transforms: Compose, data: dict[Any, Any], key: str) -> dict[Any, Any]:
         else:
             if not _keeps_labels(waiting[0]):
                 data = _widened(data, key)
-            data = _dictionary(waiting[0](data))
+            # As Compose runs it: a lazy transform resamples at once.
+            data = _dictionary(execute_compose(data, waiting[:1], lazy=transforms.lazy))
             waiting = waiting[1:]
     return data
 
@@ -231,11 +233,13 @@ def _inverted(
 
 def is_plain(transforms: Any) -> bool:
     """True for a Compose that only runs one transform after the other."""
-    return (
-        type(transforms) is Compose
-        and not transforms.lazy
-        and all(not isinstance(t, Compose) for t in transforms.flatten().transforms)
-    )
+    if type(transforms) is not Compose or transforms.lazy:
+        return False
+    listed = transforms.flatten().transforms
+    if any(isinstance(one, Compose) for one in listed):
+        return False
+    # With lazy=None each transform's own word counts, and resamplings may become one.
+    return transforms.lazy is False or not any(getattr(one, "lazy", False) for one in listed)
 
 
 def changes_nothing(transform: Any, key: str) -> bool:
@@ -266,17 +270,29 @@ def _dictionary(done: Any) -> dict[Any, Any]:
     return done
 
 
-def _compare(plain: Any, fused: Mapping[Any, Any], key: str) -> None:
-    expected, actual = (
-        torch.as_tensor(one[key]).as_subclass(torch.Tensor) for one in (plain, fused)
+def differing(expected: Any, actual: Any) -> str | None:
+    """How two results differ, in words for "... voxels differ"; None where they don't.
+
+    Args:
+        expected: MONAI's tensor.
+        actual: Ours. Another dtype is no difference, and neither is the same NaN.
+    """
+    ours, theirs = (
+        torch.as_tensor([] if one is None else one).detach().as_subclass(torch.Tensor)
+        for one in (actual, expected)
     )
-    if expected.shape != actual.shape:
-        msg = f"fused postprocessing: {list(actual.shape)} instead of {list(expected.shape)}"
-        raise ParityError(msg)
-    different = int((expected != actual.to(expected.dtype)).sum())
-    if different:
+    if ours.shape != theirs.shape:
+        return f"{list(ours.shape)} instead of {list(theirs.shape)}"
+    ours = ours.to(theirs.device, theirs.dtype)
+    different = int(((ours != theirs) & ~(ours.isnan() & theirs.isnan())).sum())
+    return f"{different} of {theirs.numel()}" if different else None
+
+
+def _compare(plain: Any, fused: Mapping[Any, Any], key: str) -> None:
+    wrong = differing(plain[key], fused.get(key))
+    if wrong:
         msg = (
-            f"fused postprocessing: {different} of {expected.numel()} voxels differ from MONAI's "
-            "own transforms; please report this bundle"
+            f"fused postprocessing: {wrong} voxels differ from MONAI's own transforms; "
+            "please report this bundle"
         )
         raise ParityError(msg)

@@ -150,8 +150,12 @@ class Grid:
         """PyTorch's normalized coordinate along each final axis; None where axes mix.
 
         Where the affine has nothing but zeros beside its diagonal, a coordinate is a product
-        and a sum, and the zeros add nothing to it, in any order.
+        and a sum, and on the CPU the zeros add nothing to it, in any order. A GPU multiplies
+        another number of rows by another kernel, which may round product and sum once instead
+        of twice: there every point is multiplied as affine_grid does it.
         """
+        if self.device.type != "cpu":
+            return None
         n = len(self.source)
         theta = self.sample.theta
         beside = theta[0, :, :n] - torch.diag(theta[0, :, :n].diagonal())
@@ -179,7 +183,7 @@ class Grid:
         """
         n = len(self.source)
         straight = self.coordinate_rows
-        if straight is not None and self.device.type == "cpu":
+        if straight is not None:
             return self._straight_points(flat, straight)
         base = self._base_rows[0].new_empty(n + 1, len(flat))
         rest = flat

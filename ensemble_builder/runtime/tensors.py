@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from ensemble_builder.errors import Cancelled, ModelFailed
+from ensemble_builder.errors import Cancelled, ModelFailed, is_out_of_memory
 from ensemble_builder.runtime.turns import Turn, at_work
 from ensemble_builder.runtime.volumes import InputError
 
@@ -88,8 +88,7 @@ def answer(request: Any, compute: Callable[[Any], list[Any]]) -> Any:
         torch.cuda.empty_cache()
         return _error("the GPU has too little free memory for this volume", "UNAVAILABLE")
     except Exception as error:
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            # torch raises a plain RuntimeError where the CPU's memory is used up.
+        if is_out_of_memory(error):
             return _error("this machine has too little free memory for this volume", "UNAVAILABLE")
         logging.getLogger(__name__).exception("a request failed")
         return _error("the model failed; the server's log has the reason", "INTERNAL")

@@ -17,9 +17,11 @@ from monai.transforms import (
     EnsureChannelFirstd,
     EnsureTyped,
     Flipd,
+    NormalizeIntensityd,
     Orientationd,
     ScaleIntensityRanged,
     Spacingd,
+    SpatialPadd,
 )
 
 from ensemble_builder.errors import ParityError
@@ -103,8 +105,10 @@ def both(
 
 
 def assert_equal(expected: Any, actual: Any) -> None:
-    """The same values, shape, affine and history."""
+    """The same values, shape, order of memory, affine and history."""
     assert expected.shape == actual.shape
+    longer = [n for n, size in enumerate(expected.shape) if size > 1]
+    assert [expected.stride(n) for n in longer] == [actual.stride(n) for n in longer]
     assert torch.equal(expected.as_tensor(), actual.as_tensor())
     assert torch.equal(expected.affine, actual.affine)
     assert str(_without_ids(expected.applied_operations)) == str(
@@ -117,6 +121,8 @@ def _without_ids(operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in one.items() if k != "id"} for one in operations]
 
 
+# torch says so of a grid of one voxel, in MONAI's run as in ours.
+@pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid:UserWarning")
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data())
 def test_the_same_network_input_as_monai(data: st.DataObject) -> None:
@@ -163,6 +169,32 @@ def test_what_comes_after_sees_monais_dictionary(dtype: Any) -> None:
     expected, actual = both(a_bundles(dtype=dtype), a_request(3, (20, 30, 40)))
     assert_equal(expected, actual)
     assert actual.is_contiguous()
+
+
+@pytest.mark.parametrize("codes", ["SAR", "ASR"])
+def test_a_mean_is_taken_in_monais_order(codes: str) -> None:
+    """Turned after the resampling, the voxels lie as MONAI's do: a mean in float32 shows it."""
+    transforms = Compose(
+        [
+            Loaded("image"),
+            EnsureChannelFirstd("image"),
+            Spacingd("image", pixdim=(1.5, 1.25, 2.0)),
+            Orientationd("image", axcodes=codes, labels=None),
+            NormalizeIntensityd("image"),
+        ]
+    )
+    expected, actual = both(transforms, a_request(2, (40, 50, 60)))
+    assert_equal(expected, actual)
+
+
+def test_a_lazy_transform_runs_as_compose_runs_it() -> None:
+    """Compose tells it not to be lazy; nothing is left pending."""
+    transforms = a_bundles()
+    padded = SpatialPadd("image", spatial_size=(70, 70, 70), lazy=True)
+    transforms = Compose([*transforms.transforms[:5], padded, *transforms.transforms[5:]])
+    expected, actual = both(transforms, a_request(3, (12, 13, 14)))
+    assert actual.shape[1:] == (70, 70, 70)
+    assert_equal(expected, actual)
 
 
 def test_memory_of_rows_that_are_done_is_let_go() -> None:
@@ -255,3 +287,16 @@ def test_the_check_compares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "_resampled", wrong)
     with pytest.raises(ParityError, match="1 of"):
         preprocess(a_bundles(), [VOLUME], tensor, CPU)
+
+
+def test_the_check_knows_numbers_that_are_none_and_other_shapes() -> None:
+    """The same NaN is no difference; another shape is one, in a sentence."""
+    nan = float("nan")
+    plain = {"image": torch.tensor([1.0, nan]), "name": "x"}
+    forward._compare(plain, {"image": torch.tensor([1.0, nan])})
+    with pytest.raises(ParityError, match="1 of 2"):
+        forward._compare(plain, {"image": torch.tensor([nan, nan])})
+    with pytest.raises(ParityError, match=r"\[3\] instead of \[2\]"):
+        forward._compare(plain, {"image": torch.zeros(3)})
+    with pytest.raises(ParityError, match=r"\[0\] instead of \[2\]"):
+        forward._compare(plain, {})

@@ -19,6 +19,7 @@ from monai.transforms import (
     Lambdad,
     Orientationd,
     Spacingd,
+    SpatialPadd,
 )
 
 from ensemble_builder.errors import ParityError
@@ -105,6 +106,8 @@ def test_many_channels_need_wider_labels() -> None:
         [an_inverse(post_func=lambda x: x * 2), ARGMAX],
         [SOFTMAX, ARGMAX],
         [SIGMOID, ARGMAX],
+        [SpatialPadd("pred", spatial_size=(30, 30, 30), lazy=True), SOFTMAX, ARGMAX],
+        [SOFTMAX, ARGMAX, SpatialPadd("pred", spatial_size=(30, 30, 30), lazy=True)],
     ],
 )
 def test_both_parts_give_monais_result(transforms: list[Any]) -> None:
