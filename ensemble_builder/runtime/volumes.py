@@ -137,9 +137,18 @@ def _check_affine(affine_lps: torch.Tensor, name: str) -> None:
 
 
 def is_exact_in_float32(stored: torch.Tensor, rescale: torch.Tensor) -> bool:
-    """True where any stored value, rescaled, is a whole number below 2**24."""
-    whole = not stored.is_floating_point() and bool((rescale == rescale.round()).all())
-    return whole and float(rescale.abs().max()) * 32768 < 2**23
+    """True where any stored value, rescaled, is a whole number below 2**24.
+
+    Every step is then exact in float32: slope, intercept and product are no larger.
+
+    Args:
+        stored: int16 or float32.
+        rescale: float64 [..., 2], slope and intercept.
+    """
+    if stored.dtype != torch.int16 or not bool((rescale == rescale.round()).all()):
+        return False
+    slope, intercept = (float(rescale[..., n].abs().max()) for n in (0, 1))
+    return slope * 32768 + intercept < 2**24
 
 
 def _rescaled(stored: torch.Tensor, rescale: torch.Tensor) -> torch.Tensor:

@@ -17,9 +17,9 @@ def test_the_inputs_are_the_contracts_tensors(tmp_path: Path) -> None:
     volume = write_input(tmp_path / "input", hu, affine_lps)
 
     image = np.fromfile(tmp_path / "input" / "IMAGE", "<i2").reshape(volume.shape_kji)
-    np.testing.assert_array_equal(image, hu)
+    np.testing.assert_array_equal(image, hu + 1024)
     rescale = np.fromfile(tmp_path / "input" / "RESCALE", "<f8").reshape(2, 2)
-    np.testing.assert_array_equal(rescale, [[1, 0], [1, 0]])
+    np.testing.assert_array_equal(rescale, [[1, -1024], [1, -1024]])
     affine = np.fromfile(tmp_path / "input" / "AFFINE", "<f8").reshape(4, 4)
     np.testing.assert_array_equal(affine, affine_lps)
     assert volume.moved_bytes == 24 * 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble_builder.runtime.volumes import InputError, monai_image
+from ensemble_builder.runtime.volumes import InputError, is_exact_in_float32, monai_image
 
 AFFINE = torch.tensor(
     [[0.5, 0, 0, -100], [0, 0.6, 0, -90], [0, 0, 3, 40], [0, 0, 0, 1]], dtype=torch.float64
@@ -65,3 +65,28 @@ def test_what_is_no_volume_is_refused_by_the_tensor_s_name(
     """An input that can't be a volume is the client's fault, named by its tensor."""
     with pytest.raises(InputError, match=word):
         monai_image(torch.ones(shape, dtype=torch.int16), rescale, affine)
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "exact"),
+    [
+        (1.0, -1024.0, True),
+        (-1.0, -8192.0, True),
+        (511.0, 32767.0, True),
+        (511.0, 32768.0, False),
+        (1.0, 2.0**24, False),
+        (512.0, 0.0, False),
+        (0.5, 0.0, False),
+        (1.0, 0.5, False),
+    ],
+)
+def test_the_short_way_is_taken_where_it_is_exact(
+    slope: float, intercept: float, exact: bool
+) -> None:
+    """A usual CT's is; at the bound every int16 value is still the one of float64."""
+    stored = torch.arange(-32768, 32768).to(torch.int16).reshape(1, 256, 256)
+    rescale = _rescale(1, slope, intercept)
+    assert is_exact_in_float32(stored, rescale) is exact
+    plain = (stored.to(torch.float64) * slope + intercept).to(torch.float32)
+    image = monai_image(stored, rescale, AFFINE).as_tensor()
+    assert torch.equal(plain.permute(2, 1, 0), image)
