@@ -1,18 +1,19 @@
 """One volume straight to Triton through shared memory, without the gateway.
 
-In: a folder of DICOM files or a NIfTI image. Out: a label map on its grid, and, for DICOM,
-the SEG that the gateway would make. A pipeline that scores a
-radiograph gives scores, and the report. Uses the gateway's own rooms, so that what is tried
-here is what a hospital gets. Nothing is kept but the output file.
+In: a folder of DICOM files or a NIfTI image. Out: the label maps on its grid, and, for DICOM,
+the SEGs that the gateway would make. A pipeline that scores gives scores, and the report. Uses
+the gateway's own rooms, so that what is tried here is what a hospital gets. Nothing is kept but
+the output files.
 """
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +39,51 @@ _NAMESPACE = uuid.UUID("3e0c1c52-0a41-4d18-9a55-64f2b1a8d9f3")
 _NOTHING = ""
 
 
+Mask = NDArray[np.uint8] | NDArray[np.uint16]
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """What Triton answered.
+    """What Triton answered where there is a label map.
 
     Attributes:
-        output: The label map's row in the contract.
-        mask: uint8 or uint16 [K, J, I].
         volume: What was sent. Its span in the arena is gone.
-        duration_s: Of the request alone.
     """
 
     contract: Contract
-    output: Output
-    mask: NDArray[np.uint8] | NDArray[np.uint16]
+    inference: Inference
     volume: Volume
-    duration_s: float
+
+    @property
+    def masks(self) -> list[tuple[Output, Mask]]:
+        """Each label map [K, J, I] and its row in the contract, in the contract's order."""
+        found = self.inference.labelmaps
+        return [(one, found[one.name]) for one in self.contract.labelmaps if one.name in found]
+
+    @property
+    def scores(self) -> list[tuple[str, float]]:
+        """Name and score of each class, where there are scores beside the label maps."""
+        return _named_scores(self.contract, self.inference)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Outputs of the pipeline that are neither label maps nor scores: nothing keeps them."""
+        kept = {*self.inference.labelmaps, *self.inference.scores}
+        return [
+            one.name
+            for one in self.contract.outputs
+            if not kept & {one.name, *(part.name for part in one.labelmaps)}
+        ]
 
     @property
     def volumes_ml(self) -> list[tuple[str, float]]:
-        """Name and millilitres of each segment."""
+        """Name and millilitres of each segment of each label map."""
         voxel_ml = float(abs(np.linalg.det(self.volume.affine_lps[:3, :3]))) / 1000.0
-        counts = np.bincount(self.mask.ravel(), minlength=65536)
-        return [(s.name, float(counts[s.label]) * voxel_ml) for s in self.output.segments]
+        rows = []
+        for output, mask in self.masks:
+            counts = np.bincount(mask.ravel(), minlength=65536)
+            rows += [(s.name, float(counts[s.label]) * voxel_ml) for s in output.segments]
+        return rows
 
 
 @dataclass(frozen=True)
@@ -78,11 +101,15 @@ class Scored:
     @property
     def scores(self) -> list[tuple[str, float]]:
         """Name and score of each class."""
-        return [
-            (output.classes[n].name if output.classes else f"{output.name} {n + 1}", float(score))
-            for output in self.contract.outputs
-            for n, score in enumerate(self.inference.scores.get(output.name, ()))
-        ]
+        return _named_scores(self.contract, self.inference)
+
+
+def _named_scores(contract: Contract, inference: Inference) -> list[tuple[str, float]]:
+    return [
+        (output.classes[n].name if output.classes else f"{output.name} {n + 1}", float(score))
+        for output in contract.outputs
+        for n, score in enumerate(inference.scores.get(output.name, ()))
+    ]
 
 
 def series_in(paths: Sequence[Path], series_instance_uid: str | None = None) -> Series:
@@ -220,62 +247,79 @@ def predict_array(
     return found
 
 
-def write_report(scored: Scored, path: Path) -> None:
+def beside(path: Path, name: str) -> Path:
+    """A further file of a result: seg.dcm becomes seg-NAME.dcm, mask.nii.gz mask-NAME.nii.gz."""
+    ending = next((e for e in (".nii.gz", ".nii") if path.name.lower().endswith(e)), path.suffix)
+    stem = path.name[: len(path.name) - len(ending)]
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    return path.with_name(f"{stem}-{plain}{path.name[len(stem) :]}")
+
+
+def write_report(scored: Scored, path: Path) -> list[Path]:
     """Writes the structured report that the gateway would deliver.
+
+    Returns:
+        What was written: `path`, or one file for each output, beside it, where several score.
 
     Raises:
         EncodingFailed: the scores can't be made into a report.
-        ClientError: `path` can't be written.
+        ClientError: a file can't be written.
     """
+    return _write_objects(
+        scored.inference, scored.volume, scored.contract, path, (ObjectKind.STRUCTURED_REPORT,)
+    )
+
+
+def write_segmentations(prediction: Prediction, path: Path) -> list[Path]:
+    """Writes the SEGs that the gateway would deliver, and the report of scores beside them.
+
+    The same series through the same pipeline gives the same SOP Instance UIDs.
+
+    Returns:
+        What was written: `path`, where there is one object; otherwise one file for each output.
+
+    Raises:
+        EncodingFailed: a mask can't be made into a SEG, or the scores into a report.
+        ClientError: a file can't be written.
+    """
+    found, volume, contract = prediction.inference, prediction.volume, prediction.contract
+    masks = replace(found, scores={})
+    seg, report = (ObjectKind.SEGMENTATION,), (ObjectKind.STRUCTURED_REPORT,)
+    alone = len(found.labelmaps) == 1
+    written = _write_objects(masks, volume, contract, path, seg, alone=alone)
+    if found.scores:
+        scores = replace(found, labelmaps={})
+        written += _write_objects(scores, volume, contract, path, report, alone=False)
+    return written
+
+
+def _write_objects(
+    inference: Inference,
+    volume: Volume,
+    contract: Contract,
+    path: Path,
+    kinds: tuple[ObjectKind, ...],
+    *,
+    alone: bool | None = None,
+) -> list[Path]:
     import tempfile  # noqa: PLC0415
 
     from dicom_gateway.encode import encode_results  # noqa: PLC0415
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tritome-", dir=path.parent) as beside:
-            (result, *_) = encode_results(
-                scored.inference,
-                scored.volume,
-                scored.contract,
-                _job(scored.contract, scored.volume),
-                Path(beside),
-                (ObjectKind.STRUCTURED_REPORT,),
-            )
-            result.path.replace(path)
+        with tempfile.TemporaryDirectory(prefix=".tritome-", dir=path.parent) as folder:
+            job = _job(contract, volume)
+            made = encode_results(inference, volume, contract, job, Path(folder), kinds)
+            if alone is None:
+                alone = len(made) == 1
+            named = [(one, path if alone else beside(path, one.output)) for one in made]
+            for one, place in named:
+                one.path.replace(place)
     except OSError as error:
         msg = f"{path} can't be written ({error.strerror})"
         raise ClientError(msg) from error
-
-
-def write_segmentation(prediction: Prediction, path: Path) -> None:
-    """Writes the SEG that the gateway would deliver.
-
-    The same series through the same pipeline gives the same SOP Instance UID.
-
-    Raises:
-        EncodingFailed: the mask can't be made into a SEG.
-        ClientError: `path` can't be written.
-    """
-    import tempfile  # noqa: PLC0415
-
-    from dicom_gateway.encode import encode_segmentation  # noqa: PLC0415
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tritome-", dir=path.parent) as beside:
-            result = encode_segmentation(
-                prediction.mask,
-                prediction.volume,
-                prediction.contract,
-                prediction.output,
-                _job(prediction.contract, prediction.volume),
-                Path(beside),
-            )
-            result.path.replace(path)
-    except OSError as error:
-        msg = f"{path} can't be written ({error.strerror})"
-        raise ClientError(msg) from error
+    return [place for _, place in named]
 
 
 def _predict(
@@ -295,11 +339,9 @@ def _predict(
             inference = client.infer(volume, contract, arena, job_id=uuid.uuid4().hex)
             # Triton must let go of the arena before it is unlinked.
             client.close()
-        output = next((o for o in contract.labelmaps if o.name in inference.labelmaps), None)
-        if output is None:
+        if not inference.labelmaps:
             return Scored(contract, inference, volume)
-        mask = inference.labelmaps[output.name]
-        return Prediction(contract, output, mask, volume, inference.duration_s)
+        return Prediction(contract, inference, volume)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -13,11 +15,12 @@ from clients.errors import ClientError
 from clients.infer import (
     Prediction,
     Scored,
+    beside,
     predict_array,
     predict_dicom,
     series_in,
     write_report,
-    write_segmentation,
+    write_segmentations,
 )
 from clients.nifti import is_nifti, read_nifti, write_nifti
 
@@ -41,18 +44,39 @@ def run(
     started = time.monotonic()
     with out.status("Inferring ..."):
         if is_nifti(source):
-            prediction = _infer_nifti(source, pipeline, triton_url, output)
+            prediction, like = _infer_nifti(source, pipeline, triton_url)
         else:
             found = predict_dicom(series_in([source], series), pipeline, triton_url)
             if isinstance(found, Scored):
                 _tell_scores(found, output if wanted else Path("report.dcm"))
                 return
-            prediction = found
-            if is_nifti(output):
-                write_nifti(output, prediction.mask, prediction.volume.affine_lps)
-            else:
-                write_segmentation(prediction, output)
-    _print(prediction, output, time.monotonic() - started)
+            prediction, like = found, None
+        written = write_prediction(prediction, output, like)
+    _print(prediction, written, time.monotonic() - started)
+
+
+def write_prediction(prediction: Prediction, output: Path, like: Any = None) -> list[Path]:
+    """Writes every label map, and in DICOM the scores beside them.
+
+    Args:
+        prediction: What came back.
+        output: The file's name; several get their output's name added.
+        like: nibabel's header of the source, where that was NIfTI.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ClientError: a file can't be written.
+        EncodingFailed: a result can't be made into DICOM.
+    """
+    if not is_nifti(output):
+        return write_segmentations(prediction, output)
+    masks = prediction.masks
+    named = [(output if len(masks) == 1 else beside(output, one.name), m) for one, m in masks]
+    for path, mask in named:
+        write_nifti(path, mask, prediction.volume.affine_lps, like=like)
+    return [path for path, _ in named]
 
 
 def _tell_scores(scored: Scored, output: Path) -> None:
@@ -60,12 +84,20 @@ def _tell_scores(scored: Scored, output: Path) -> None:
         msg = f"'{scored.contract.pipeline}' gives scores and no mask; end the output in .dcm"
         raise ClientError(msg)
     _require_writable(output)
-    write_report(scored, output)
+    written = write_report(scored, output)
+    _print_scores(scored.scores)
+    out.print(f"{scored.contract.pipeline} {scored.contract.version}. Wrote {_listed(written)}.")
+
+
+def _print_scores(scores: Sequence[tuple[str, float]]) -> None:
     table = _table("Finding", "Score")
-    for name, score in scored.scores:
+    for name, score in scores:
         table.add_row(name, f"{score:.3f}")
     out.print(table)
-    out.print(f"{scored.contract.pipeline} {scored.contract.version}. Wrote {output}.")
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths))
 
 
 def _table(first: str, second: str) -> Table:
@@ -75,7 +107,7 @@ def _table(first: str, second: str) -> Table:
     return table
 
 
-def _infer_nifti(source: Path, pipeline: str, triton_url: str, output: Path) -> Prediction:
+def _infer_nifti(source: Path, pipeline: str, triton_url: str) -> tuple[Prediction, Any]:
     nifti = read_nifti(source)
     if nifti.largest_error:
         warn(
@@ -83,8 +115,7 @@ def _infer_nifti(source: Path, pipeline: str, triton_url: str, output: Path) -> 
             f"error of at most {nifti.largest_error:.3g}"
         )
     prediction = predict_array(nifti.image, nifti.rescale, nifti.affine_lps, pipeline, triton_url)
-    write_nifti(output, prediction.mask, nifti.affine_lps, like=nifti.header)
-    return prediction
+    return prediction, nifti.header
 
 
 def _require_writable_kind(source: Path, output: Path) -> None:
@@ -120,13 +151,21 @@ def _require_writable(output: Path) -> None:
         raise ClientError(msg) from error
 
 
-def _print(prediction: Prediction, output: Path, seconds: float) -> None:
+def _print(prediction: Prediction, written: Sequence[Path], seconds: float) -> None:
     table = _table("Segment", "ml")
     for name, ml in prediction.volumes_ml:
         table.add_row(name, f"{ml:,.1f}")
     out.print(table)
+    if prediction.scores:
+        _print_scores(prediction.scores)
+        if is_nifti(written[0]):
+            warn("a NIfTI file can't hold the scores; end the output in .dcm for their report")
+    if prediction.left_out:
+        names = ", ".join(prediction.left_out)
+        warn(f"the pipeline's output {names} is no label map and no score; it isn't written")
     k, j, i = prediction.volume.shape_kji
     out.print(
         f"{prediction.contract.pipeline} {prediction.contract.version}: {k} x {j} x {i} voxels, "
-        f"{prediction.duration_s:.1f} s in Triton, {seconds:.1f} s in all. Wrote {output}."
+        f"{prediction.inference.duration_s:.1f} s in Triton, {seconds:.1f} s in all. "
+        f"Wrote {_listed(written)}."
     )
