@@ -21,6 +21,7 @@ import pytest
 from dicom_gateway.records import JobState
 from ensemble_builder.build import build
 from ensemble_builder.bundle import Options
+from ensemble_builder.errors import ServerFailed
 from ensemble_builder.server import TritonServer
 from tests.support.bundles import a_segmentation_bundle
 from tests.support.databases import Postgresql
@@ -94,7 +95,7 @@ def test_every_job_is_delivered_once_whatever_is_killed(
     ):
         kill = {
             "gateway": lambda: _kill_gateway(gateway),
-            "tritonserver": lambda: os.kill(server.pid, signal.SIGKILL),
+            "tritonserver": lambda: _kill_tritonserver(server),
             "stub": lambda: _kill_a_stub(server, rng),
             "postgresql": lambda: (postgresql.kill(), postgresql.start()),
         }
@@ -160,12 +161,24 @@ def _kill_gateway(gateway: GatewayProcess) -> None:
     gateway.start()
 
 
+def _kill_tritonserver(server: TritonServer) -> None:
+    """Once there is one: between two tries to bring it back there is none."""
+
+    def killed() -> bool:
+        with suppress(ServerFailed, ProcessLookupError):
+            os.kill(server.pid, signal.SIGKILL)
+            return True
+        return False
+
+    until(killed, timeout_s=RECOVERY_S)
+
+
 def _kill_a_stub(server: TritonServer, rng: random.Random) -> None:
     """Any of those that live, once there is one."""
     found: list[psutil.Process] = []
 
     def there_is_one() -> bool:
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, ServerFailed):
             for child in psutil.Process(server.pid).children(recursive=True):
                 with suppress(psutil.Error):  # a killed stub stays a zombie
                     if child.cmdline()[0].endswith("triton_python_backend_stub"):
