@@ -20,8 +20,10 @@ from ensemble_builder.errors import PortTaken, ServerNotFound
 from ensemble_builder.server import guard as guard_script
 from ensemble_builder.server.find import FoundServer
 
-STUB_TIMEOUT_S = 120
-"""The first import of torch and MONAI in a stub takes 5 to 13 s, more on a busy machine."""
+STUB_TIMEOUT_S = 1800
+"""For a stub to load its model: it imports torch and MONAI, converts the network and compares
+it, which a large one on a busy machine needs many minutes for. One that hangs uses no processor,
+and the supervisor sees that much earlier."""
 
 EXIT_TIMEOUT_S = 20
 """A server that once lost a stub never finds it unloaded and would wait for ever."""
