@@ -20,7 +20,7 @@ import os
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -38,12 +38,12 @@ from ensemble_builder.server import TritonServer
 from perf.against import NoReport, changes, read_measurements
 from perf.analyzer import ROADS, Analyzer, AnalyzerFailed, VolumeInput, write_input
 from perf.measure import Measurement, describe_machine
-from perf.peers.bundle_run import PeerFailed
 from perf.peers.case import Volume
 from perf.peers.compare import JSON
 from perf.report import Report, Shown
 from perf.road import RoadFailed, drive, free_port, gateway
 from perf.sections import Found, outside_the_network, read_volume, save_volume, the_peers, the_road
+from perf.workers import PeerFailed, same_threads
 
 _REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 LUNG_CT = _REPOSITORY_ROOT / "ensemble_builder" / "pipelines" / "lung_ct"
@@ -80,7 +80,7 @@ class Plan:
 
 
 USUAL = Plan(
-    (120, 512, 512), requests=5, studies=3, transports=5, passes=3, turns=2, without=(JSON,)
+    (120, 512, 512), requests=5, studies=3, transports=5, passes=3, turns=3, without=(JSON,)
 )
 FULL = Plan((300, 512, 512), requests=10, studies=5, transports=10, passes=5, turns=5)
 QUICK = Plan((24, 96, 96), requests=2, studies=1, transports=2, passes=1, turns=0)
@@ -90,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints the table, writes it; returns the exit code."""
     options = _parser().parse_args(arguments)
     console = Console()
+    same_threads()
     try:
         before = read_measurements(options.against) if options.against else []
         report = measure(
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table, _ = report.write(options.out)
     console.print(Markdown(report.markdown()))
     console.print(f"Written to {table.parent}")
-    return 0
+    return 1 if report.failed else 0
 
 
 def measure(
@@ -133,10 +134,10 @@ def measure(
         AnalyzerFailed: perf_analyzer gave no figures.
         RoadFailed: the gateway did not start, or a study got lost.
         BuilderError: there is no tritonserver, or it does not start.
-        PeerFailed: a peer gave no labels.
     """
     setting = describe_machine()
     shown: list[Shown] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="tritome-bench-") as place:
         folder = Path(place)
         console.print("Painting a chest")
@@ -154,11 +155,21 @@ def measure(
             found = _over_each_road(server, analyzer, volume, plan, console)
             found += _the_whole_road(server, folder, study, plan, console)
         chest = _as_volume(volume)
-        for part in _parts(folder, [chest, *map(read_volume, volumes)], bundles, plan, console):
+        everything = [chest, *map(read_volume, volumes)]
+        for what, run in _parts(folder, everything, bundles, plan, console):
+            console.print(what)
+            try:
+                part = run()
+            except _TROUBLES as error:
+                # The other parts have taken their time too: what they found is kept.
+                failed.append(f"{what}: {error}")
+                console.print(f"[bold red]{what} failed:[/] {error}", highlight=False)
+                continue
             found += part.measurements
             shown += part.shown
+            setting |= {f"devices, {name}": words for name, words in part.devices.items()}
     setting["load after"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
-    return Report(setting, found, shown)
+    return Report(setting, found, shown, failed=failed)
 
 
 def _parts(
@@ -167,18 +178,19 @@ def _parts(
     bundles: Sequence[Path],
     plan: Plan,
     console: Console,
-) -> Iterator[Found]:
-    console.print("The road alone")
-    yield the_road(plan.shape_kji, plan.transports)
+) -> Iterator[tuple[str, Callable[[], Found]]]:
+    """What each part is called, and what runs it."""
+    yield "The road alone", partial(the_road, plan.shape_kji, plan.transports)
     for volume in volumes:
         path = save_volume(volume, folder)
         for bundle in bundles:
-            console.print(f"{bundle.name} on {volume.name}: all but the network")
-            yield outside_the_network(bundle, path, plan.passes)
+            name = f"{bundle.name} on {volume.name}"
+            outside = partial(outside_the_network, bundle, path, plan.passes)
+            yield f"{name}: all but the network", outside
             if plan.turns:
-                console.print(f"{bundle.name} on {volume.name}: the peers")
                 say = partial(console.print, highlight=False)
-                yield the_peers(bundle, volume, plan.turns, plan.without, say)
+                peers = partial(the_peers, bundle, volume, plan.turns, plan.without, say)
+                yield f"{name}: the peers", peers
 
 
 def _a_chest(folder: Path, plan: Plan) -> tuple[PhantomStudy, VolumeInput]:

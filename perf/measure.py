@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class Measurement:
     Attributes:
         repetitions: How often it was done and counted.
         p25_s: A quarter of the repetitions was at least so fast.
-        median_s: Half of them.
+        median_s: Half of them; between the middle two of an even number.
         p90_s: Nine of ten.
         moved_bytes: What crosses between client and server in one repetition; None where
             that is not the point.
@@ -46,11 +47,12 @@ class Measurement:
             raise ValueError(msg)
         ordered = sorted(durations_s)
 
-        # The nearest rank, as perf_analyzer has it too, so that the rows compare.
+        # The nearest rank, as perf_analyzer has it too, so that the rows compare; but for the
+        # median, which of two repetitions would be the faster one.
         def percentile(percent: int) -> float:
             return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
-        return cls(name, len(ordered), percentile(25), percentile(50), percentile(90))
+        return cls(name, len(ordered), percentile(25), statistics.median(ordered), percentile(90))
 
 
 def describe_machine() -> dict[str, str]:

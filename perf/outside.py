@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from perf.measure import Measurement
-from perf.workers import told, worker
+from perf.workers import same_threads, told, worker
 
 STAGES = ("preprocess", "stitch", "postprocess")
 """`stitch` is the sliding window without the network's own time."""
@@ -127,7 +127,7 @@ def measure(
         runtime: What computes the network, on all sides.
 
     Raises:
-        RuntimeError: a side's process ended.
+        PeerFailed: a side's process ended.
     """
     with contextlib.ExitStack() as stack:
         workers = [
@@ -203,10 +203,17 @@ class _OneSide:
 
         gc.collect()
         self._network.forget()
-        before = _forget_peak()
+        before = _status_bytes("VmRSS")
+        # A reader's float image is MONAI's beginning: it lies in its memory, but making it is
+        # in neither its clock nor its peak.
+        images = [] if self._ours else [self._read(request)]
+        _forget_peak()
         cpu_s = time.process_time()
         with torch.inference_mode() if self._ours else torch.no_grad():
-            stages_s, labels = self._compute_ours(request) if self._ours else self._monais(request)
+            if self._ours:
+                stages_s, labels = self._compute_ours(request)
+            else:
+                stages_s, labels = self._monais(images)
         cpu_s = time.process_time() - cpu_s - self._network.cpu_s
         peak = _status_bytes("VmHWM") - before
         stages_s["stitch"] -= self._network.seconds
@@ -251,14 +258,20 @@ class _OneSide:
         clock.lap("postprocess")
         return clock.laps_s, labels
 
-    def _monais(self, request: dict[str, Any]) -> tuple[dict[str, float], Any]:
-        """What SupervisedEvaluator does, without collating."""
+    def _read(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the bundle's readers would give."""
+        from ensemble_builder.verify.monai import stored_as_read  # noqa: PLC0415
+
+        return {one.key: stored_as_read(one, request) for one in self._recipe.inputs}
+
+    def _monais(self, images: list[dict[str, Any]]) -> tuple[dict[str, float], Any]:
+        """What SupervisedEvaluator does, without collating; takes the image out of the list."""
         import torch  # noqa: PLC0415
 
-        from ensemble_builder.verify.monai import stated, stored_as_read  # noqa: PLC0415
+        from ensemble_builder.verify.monai import stated  # noqa: PLC0415
 
         recipe, clock = self._recipe, _Clock()
-        data = self._before({one.key: stored_as_read(one, request) for one in recipe.inputs})
+        data = self._before(images.pop())
         clock.lap("preprocess")
         y = self._inferer(data[recipe.network_key][None].float(), self._network)[0]
         clock.lap("stitch")
@@ -285,13 +298,12 @@ class _Clock:
         self._last = now
 
 
-def _forget_peak() -> int:
-    """Starts VmHWM anew; gives what is resident now.
+def _forget_peak() -> None:
+    """Starts VmHWM anew.
 
     Source: proc(5): 5 written to /proc/self/clear_refs resets the peak to the current size.
     """
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status_bytes("VmRSS")
 
 
 def _status_bytes(name: str) -> int:
@@ -315,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=("monai", "ours"))
     parser.add_argument("--json", type=Path, help="also writes every pass there")
     chosen = parser.parse_args(arguments)
+    same_threads()
     sides = [s for s in SIDES if chosen.only in (None, "ours" if s.ours else "monai")]
     found = measure(
         chosen.bundle,

@@ -25,12 +25,14 @@ class Shown:
         what: In words, with its unit.
         found: The figure.
         wanted: What it should be; at least this, or at most with `at_most`.
+        n: From how many repetitions of each side.
     """
 
     what: str
     found: float
     wanted: float
     at_most: bool = False
+    n: int | None = None
 
     @property
     def holds(self) -> bool:
@@ -47,12 +49,14 @@ class Report:
         measurements: Those whose names begin alike, up to a colon, stand in one picture.
         shown: What the run should show.
         changes: Against an earlier report.
+        failed: Parts that gave nothing, and why.
     """
 
     setting: Mapping[str, str]
     measurements: Sequence[Measurement]
     shown: Sequence[Shown] = ()
     changes: Sequence[Change] = ()
+    failed: Sequence[str] = ()
 
     def markdown(self) -> str:
         """The tables, with the setting below them."""
@@ -62,15 +66,17 @@ class Report:
         ]
         lines += [_row(measurement) for measurement in self.measurements]
         if self.shown:
-            lines += ["", "| it shows | found | wanted | |", "|---|---:|---:|---|"]
+            lines += ["", "| it shows | n | found | wanted | |", "|---|---:|---:|---:|---|"]
             lines += [
-                f"| {one.what} | {one.found:.2f} | {'<=' if one.at_most else '>='} "
+                f"| {one.what} | {one.n or ''} | {one.found:.2f} | {'<=' if one.at_most else '>='} "
                 f"{one.wanted:g} | {'yes' if one.holds else 'no'} |"
                 for one in self.shown
             ]
         if self.changes:
             lines += ["", "| against the earlier report | ratio | |", "|---|---:|---|"]
             lines += [f"| {one.name} | {one.ratio:.2f} | {one.verdict} |" for one in self.changes]
+        if self.failed:
+            lines += ["", *(f"- **failed**: {one}" for one in self.failed)]
         pictures = [f"![{name}]({file})" for name, file, _ in self._pictures()]
         if pictures:
             lines += ["", *pictures]
@@ -85,6 +91,7 @@ class Report:
             "measurements": [dataclasses.asdict(one) for one in self.measurements],
             "shown": [dataclasses.asdict(one) | {"holds": one.holds} for one in self.shown],
             "changes": [dataclasses.asdict(one) for one in self.changes],
+            "failed": list(self.failed),
         }
         return json.dumps(document, indent=2) + "\n"
 

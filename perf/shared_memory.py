@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
-from tritonclient.utils import np_to_triton_dtype, shared_memory
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, shared_memory
+
+from perf.workers import PeerFailed
 
 
 class SharedMemoryClient:
@@ -34,6 +36,11 @@ class SharedMemoryClient:
         shared_memory.destroy_shared_memory_region(self._region)
         self._client.close()
 
+    def computes_on_gpu(self, model: str) -> bool:
+        """Whether Triton has put a model's instances (KIND_AUTO) on a GPU."""
+        found = self._client.get_model_config(model, as_json=True)["config"]
+        return any(group.get("kind") == "KIND_GPU" for group in found["instance_group"])
+
     def ask(
         self,
         model: str,
@@ -44,7 +51,11 @@ class SharedMemoryClient:
         *,
         timeout_s: float = 1800.0,
     ) -> NDArray[Any]:
-        """Writes the inputs, waits, and gives a view of the output in the region."""
+        """Writes the inputs, waits, and gives a view of the output in the region.
+
+        Raises:
+            PeerFailed: Triton answers with an error.
+        """
         inputs, place = [], 0
         for name, value in request.items():
             tensor = triton.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
@@ -55,7 +66,11 @@ class SharedMemoryClient:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         wanted = triton.InferRequestedOutput(output)
         wanted.set_shared_memory(self._name, size, offset=place)
-        self._client.infer(model, inputs, outputs=[wanted], client_timeout=timeout_s)
+        try:
+            self._client.infer(model, inputs, outputs=[wanted], client_timeout=timeout_s)
+        except InferenceServerException as error:
+            msg = f"{model}: {error.message()}"
+            raise PeerFailed(msg) from error
         found: NDArray[Any] = shared_memory.get_contents_as_numpy(
             self._region, dtype, list(shape), offset=place
         )

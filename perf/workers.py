@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
+
+from ensemble_builder.server.process import THREADS
+
+
+class PeerFailed(Exception):
+    """A side gave nothing; the message has its own last words, or says where they are."""
+
+
+def same_threads() -> None:
+    """Every process started from here on waits for threads as those of our Triton do.
+
+    Call it before torch is imported. The environment may say otherwise, there as here.
+    """
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)
 
 
 @contextlib.contextmanager
@@ -31,10 +47,10 @@ def told(pipe: Connection) -> Any:
     """What the process says next.
 
     Raises:
-        RuntimeError: it ended.
+        PeerFailed: it ended.
     """
     try:
         return pipe.recv()
     except EOFError:
         msg = "a side's process ended before it answered; its words are above"
-        raise RuntimeError(msg) from None
+        raise PeerFailed(msg) from None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from perf.peers.case import Volume
 from perf.peers.compare import BINARY, COLD, JSON, OURS, OURS_TORCH, compare
+from perf.workers import same_threads
 
 
 def main() -> int:
@@ -22,6 +23,7 @@ def main() -> int:
     parser.add_argument("--without", action="append", default=[], choices=[COLD, BINARY, JSON])
     parser.add_argument("--json", type=Path, help="also writes everything there")
     chosen = parser.parse_args()
+    same_threads()
     volume = Volume.read(chosen.volume)
     found = compare(
         chosen.bundle,
@@ -32,9 +34,10 @@ def main() -> int:
     )
     for who, seconds in found.seconds.items():
         print(
-            f"{who:24} {statistics.median(seconds):7.2f} s  "
-            f"{found.ratio(who):5.2f} x {OURS}, {found.ratio(who, OURS_TORCH):5.2f} x "
-            f"{OURS_TORCH}; {found.different[who]} voxels differ from MONAI's"
+            f"{found.name(who):24} {statistics.median(seconds):7.2f} s  "
+            f"{found.ratio(who):5.2f} x {found.name(OURS)}, {found.ratio(who, OURS_TORCH):5.2f} x "
+            f"{OURS_TORCH}; {found.different[who]} voxels differ from MONAI's; "
+            f"{found.devices[who]}"
         )
     print("load average before each turn:", ", ".join(f"{one:.1f}" for one in found.load))
     if chosen.json:

@@ -2,7 +2,8 @@
 
 Cold is what `python -m monai.bundle run` does (`one_study.py`), from an uncompressed NIfTI
 image to one: the process, its imports and its network are made for the study. Warm is what that
-process does between reading and writing, in one that stays; nothing is read or written then.
+process does between reading and writing, in one that stays: its float image is there before
+the clock starts. Both compute on the device that they are given.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perf.peers.case import Case, Volume
+from perf.workers import PeerFailed
+
+__all__ = ["InOneProcess", "PeerFailed", "answer_volumes", "cold", "serve_warm", "write_nifti"]
 
 _TIMEOUT_S = 1800
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
-class PeerFailed(Exception):
-    """A peer gave no labels; the message has its own last words."""
 
 
 def write_nifti(volume: Volume, path: Path) -> Path:
@@ -41,13 +41,14 @@ def write_nifti(volume: Volume, path: Path) -> Path:
     return path
 
 
-def cold(case: Case, image: Path, scratch: Path) -> tuple[float, NDArray[np.uint8]]:
+def cold(case: Case, image: Path, scratch: Path, device: str) -> tuple[float, NDArray[np.uint8]]:
     """One study in a process of its own.
 
     Args:
         case: The bundle.
         image: What `write_nifti` wrote.
         scratch: Where the result goes.
+        device: Where its network computes, in torch's words.
 
     Returns:
         Seconds from the command to its end, and the labels [K, J, I].
@@ -67,20 +68,25 @@ def cold(case: Case, image: Path, scratch: Path) -> tuple[float, NDArray[np.uint
         "image": str(image),
         "bundle_root": str(case.folder),
         "output_dir": str(out),
+        "device": device,
     }
     script = Path(__file__).with_name("one_study.py")
     command = [sys.executable, "-W", "ignore", str(script), json.dumps(settings)]
     started = time.perf_counter()
-    answer = subprocess.run(
-        command,
-        cwd=scratch,
-        env={**os.environ, "PYTHONPATH": str(case.folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=_TIMEOUT_S,
-    )
+    try:
+        answer = subprocess.run(
+            command,
+            cwd=scratch,
+            env={**os.environ, "PYTHONPATH": str(case.folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        msg = f"one study with MONAI took more than {_TIMEOUT_S} s"
+        raise PeerFailed(msg) from error
     seconds = time.perf_counter() - started
     written = sorted(out.rglob("*.nii"))
     if answer.returncode or not written:
@@ -94,41 +100,54 @@ def cold(case: Case, image: Path, scratch: Path) -> tuple[float, NDArray[np.uint
 class InOneProcess:
     """MONAI's transforms, inferer and network of one bundle, kept."""
 
-    def __init__(self, case: Case, network: Any = None) -> None:
-        """Reads the bundle; `network` takes the place of its own where given."""
+    def __init__(self, case: Case, device: str = "cpu", network: Any = None) -> None:
+        """Reads the bundle.
+
+        Args:
+            case: The bundle.
+            device: Where images go and its network computes.
+            network: Takes the place of the bundle's own where given.
+        """
         import torch  # noqa: PLC0415
 
         from ensemble_builder.runtime.weights import network_with_weights  # noqa: PLC0415
 
         found = case.read()
         self._recipe = found.recipe
-        config = found.recipe.open(found.folder, torch.device("cpu"))
+        self._device = torch.device(device)
+        config = found.recipe.open(found.folder, self._device)
         self._before, self._after = config.preprocessing(), config.postprocessing()
         self._inferer = config.inferer()
         self._network = network or network_with_weights(
             config, found.recipe.network_id, found.recipe.weights, found.folder
-        )
+        ).to(self._device)
 
-    def run(self, request: dict[str, Any]) -> NDArray[np.uint8]:
-        """Labels [K, J, I] of a request's tensors."""
+    def read(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the bundle's readers would give for a request's tensors."""
+        from ensemble_builder.verify.monai import stored_as_read  # noqa: PLC0415
+
+        return {one.key: stored_as_read(one, request) for one in self._recipe.inputs}
+
+    def run(self, images: dict[str, Any]) -> NDArray[np.uint8]:
+        """Labels [K, J, I] of what `read` gave."""
         import torch  # noqa: PLC0415
 
-        from ensemble_builder.verify.monai import stated, stored_as_read  # noqa: PLC0415
+        from ensemble_builder.verify.monai import stated  # noqa: PLC0415
 
         recipe = self._recipe
         with torch.no_grad():
-            data = self._before({one.key: stored_as_read(one, request) for one in recipe.inputs})
-            x = data[recipe.network_key]
+            data = self._before(images)
+            x = data[recipe.network_key].to(self._device)
             data[recipe.pred_key] = self._inferer(x[None].float(), self._network)[0]
             done = self._after(data)
         output = recipe.outputs[0]
-        plain = torch.as_tensor(done[output.key]).as_subclass(torch.Tensor).numpy()
+        plain = torch.as_tensor(done[output.key]).as_subclass(torch.Tensor).cpu().numpy()
         return stated(plain, output)
 
 
-def serve_warm(pipe: Connection, case: Case) -> None:
+def serve_warm(pipe: Connection, case: Case, device: str) -> None:
     """A process that keeps everything; a volume in, seconds and labels out."""
-    kept = InOneProcess(case)
+    kept = InOneProcess(case, device)
     answer_volumes(pipe, kept)
 
 
@@ -136,6 +155,7 @@ def answer_volumes(pipe: Connection, kept: InOneProcess) -> None:
     """Until something else than a volume comes."""
     pipe.send("ready")
     while isinstance(volume := pipe.recv(), Volume):
+        images = kept.read(volume.request())
         started = time.perf_counter()
-        labels = kept.run(volume.request())
+        labels = kept.run(images)
         pipe.send((time.perf_counter() - started, labels))

@@ -42,4 +42,4 @@ class RemoteNetwork:
 
 def serve_client(pipe: Connection, case: Case, http_url: str, binary: bool) -> None:
     """A client that stays; a volume in, seconds and labels out."""
-    answer_volumes(pipe, InOneProcess(case, RemoteNetwork(http_url, binary=binary)))
+    answer_volumes(pipe, InOneProcess(case, network=RemoteNetwork(http_url, binary=binary)))

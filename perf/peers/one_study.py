@@ -20,16 +20,20 @@ def main(settings: dict[str, Any]) -> None:
     parser = ConfigParser()
     parser.read_config(settings["config"])
     parser["bundle_root"] = settings["bundle_root"]
+    if "device" in parser.config:
+        parser["device"] = f"$torch.device('{settings['device']}')"
     _write_to(parser.config, settings["output_dir"])
     network = parser.get_parsed_content(settings["network"])
     state = torch.load(settings["weights"], map_location="cpu", weights_only=True)
     network.load_state_dict(state.get("model", state))
-    network.eval()
+    # As the evaluator: the network and each image go to the run's device.
+    device = torch.device(settings["device"])
+    network.to(device).eval()
     key, pred_key = settings["key"], settings["pred_key"]
     with torch.no_grad():
         data = parser.get_parsed_content("preprocessing")({key: settings["image"]})
         inferer = parser.get_parsed_content("inferer")
-        data[pred_key] = inferer(data[key][None], network)[0]
+        data[pred_key] = inferer(data[key][None].to(device), network)[0]
         parser.get_parsed_content("postprocessing")(data)
 
 

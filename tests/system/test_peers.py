@@ -50,3 +50,5 @@ def test_everyone_gives_monais_labels(tmp_path: Path) -> None:
     exact = {who: n for who, n in found.different.items() if who != OURS}
     assert exact == dict.fromkeys(exact, 0)
     assert found.different[OURS] <= 1e-3 * found.voxels
+    assert set(found.devices) == set(found.seconds)
+    assert found.name(OURS) in {"tritome (OpenVINO)", "tritome (torch by default)"}

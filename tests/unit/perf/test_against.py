@@ -59,11 +59,14 @@ def test_something_else_is_no_report(tmp_path: Path, content: str | None) -> Non
 def test_groups_get_a_picture_and_figures_a_verdict(tmp_path: Path) -> None:
     """Measurements named alike stand in one SVG; what should be shown says whether it is."""
     measured = [a_measurement("roads, 4 x 4: <HTTP>", 2.0), a_measurement("roads, 4 x 4: b", 1.0)]
-    shown = (Shown("times faster", 3.0, 4.0), Shown("share of memory", 0.2, 0.33, at_most=True))
+    shown = (
+        Shown("times faster", 3.0, 4.0, n=3),
+        Shown("share of memory", 0.2, 0.33, at_most=True),
+    )
     table, _ = Report({}, measured, shown).write(tmp_path)
     text = table.read_text(encoding="utf-8")
-    assert "| times faster | 3.00 | >= 4 | no |" in text
-    assert "| share of memory | 0.20 | <= 0.33 | yes |" in text
+    assert "| times faster | 3 | 3.00 | >= 4 | no |" in text
+    assert "| share of memory |  | 0.20 | <= 0.33 | yes |" in text
     assert "![roads, 4 x 4](roads-4-x-4.svg)" in text
     picture = (tmp_path / "roads-4-x-4.svg").read_text(encoding="utf-8")
     assert "&lt;HTTP&gt;" in picture

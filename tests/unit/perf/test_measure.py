@@ -14,11 +14,16 @@ def test_the_median_ignores_one_slow_repetition() -> None:
     assert Measurement.of("x", (1.0, 2.0, 90.0)).median_s == 2.0
 
 
-def test_percentiles_are_durations_that_really_happened() -> None:
-    """The nearest rank is taken, nothing is interpolated, and the order doesn't matter."""
+def test_the_spread_is_made_of_durations_that_really_happened() -> None:
+    """The nearest rank is taken, and the order doesn't matter; the median is in the middle."""
     found = Measurement.of("x", (10.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 1.0))
-    assert (found.p25_s, found.median_s, found.p90_s) == (3.0, 5.0, 9.0)
+    assert (found.p25_s, found.median_s, found.p90_s) == (3.0, 5.5, 9.0)
     assert found.repetitions == 10
+
+
+def test_of_two_repetitions_neither_is_the_median() -> None:
+    """The faster one would flatter whoever has the larger spread."""
+    assert Measurement.of("x", (3.0, 1.0)).median_s == 2.0
 
 
 def test_a_single_repetition_has_no_spread() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from perf.measure import Measurement
@@ -37,3 +38,11 @@ def test_both_forms_are_written_and_say_the_same(tmp_path: Path) -> None:
     assert table.read_text(encoding="utf-8") == _REPORT.markdown()
     found = json.loads(document.read_text(encoding="utf-8"))["measurements"][0]
     assert (found["name"], found["repetitions"], found["median_s"]) == ("lung_ct", 3, 1.5)
+
+
+def test_a_part_that_failed_is_named_beside_the_others() -> None:
+    """What the others found isn't thrown away, and nobody takes the report for a whole one."""
+    report = replace(_REPORT, failed=["spleen: the peers: no labels"])
+    assert "- **failed**: spleen: the peers: no labels\n" in report.markdown()
+    assert "| study sent | 1 |" in report.markdown()
+    assert json.loads(report.json())["failed"] == ["spleen: the peers: no labels"]
