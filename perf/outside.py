@@ -349,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"{found.median_s(monai) / found.median_s(ours):.1f} times less time "
             f"(processor {found.cpu_s(monai) / found.cpu_s(ours):.1f} times), "
-            f"{found.peak_bytes(ours) / found.peak_bytes(monai):.0%} of the memory, "
+            f"{found.peak_bytes(ours) / max(found.peak_bytes(monai), 1):.0%} of the memory, "
             f"labels {'equal' if found.equal() else 'DIFFERENT'}"
         )
     if chosen.json:
