@@ -118,6 +118,13 @@ class Caller:
         destination = self._destination
 
         class TellingSocket(ssl.SSLSocket):
+            def shutdown(self, how: int) -> None:
+                try:
+                    super().shutdown(how)
+                except OSError:
+                    self.close()  # where the peer has gone, pynetdicom leaves that undone
+                    raise
+
             def do_handshake(self, block: bool = False) -> None:
                 try:
                     super().do_handshake(block)

@@ -33,6 +33,7 @@ COMMANDS = [
     ["up"],
     ["send"],
     ["fetch"],
+    ["bench"],
     ["infer"],
     ["jobs", "list"],
     ["jobs", "show"],

@@ -144,8 +144,8 @@ def test_what_is_no_pipeline_is_left_to_others(folder: Path) -> None:
     [
         (
             "./absent",
-            "two.yaml:3: './absent' is neither a bundle beside this file nor built in (lung_ct, "
-            "thorax_ct)",
+            "two.yaml:3: './absent' is neither a bundle beside this file nor built in "
+            "(chest_xray, lung_ct, thorax_ct)",
         ),
         ("./broken", "two.yaml:3: broken: "),
     ],
