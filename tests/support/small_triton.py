@@ -54,7 +54,7 @@ class SmallTriton:
         self._environment = _prepare(folder)
         self.url = f"127.0.0.1:{self._port}"
 
-    def start(self, timeout_s: float = 90.0) -> None:
+    def start(self, timeout_s: float = 300.0) -> None:
         """Returns when every model answers."""
         before = _stub_regions()
         with (self._folder / "triton.log").open("ab") as log:
