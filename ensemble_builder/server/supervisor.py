@@ -151,6 +151,8 @@ class TritonServer:
             self._launch_somewhere()
         except BaseException:
             self._stop_process()
+            if self._log_file is not None:
+                self._log_file.close()
             raise
         if self._watch:
             self._watcher = threading.Thread(target=self._watch_loop, name="triton-watch")
