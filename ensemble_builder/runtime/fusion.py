@@ -196,7 +196,7 @@ def _fused(
         return None
     if is_keep_largest(first, key):
         return _largest(first, data, pred, key)
-    if not pred.is_floating_point():
+    if not pred.is_floating_point() or pred.ndim < 2:  # scores are small enough for MONAI
         return None
     for count in range(LONGEST_REDUCTION, 0, -1):
         reduction = reduction_of(waiting[:count], key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -12,12 +13,12 @@ LARGEST_LABEL = {"UINT8": 255, "UINT16": 65535}
 _TORCH = {"UINT8": torch.uint8, "UINT16": torch.uint16}
 
 
-def result(pred: torch.Tensor, output: Output, input_shape: Sequence[int]) -> torch.Tensor:
+def result(pred: Any, output: Output, input_shape: Sequence[int]) -> torch.Tensor:
     """One output as the contract states it.
 
     Args:
         pred: What the postprocessing left under the output's key: [C, *spatial] in MONAI's
-            order of axes, or [n] scores.
+            order of axes ([*spatial] where it has squeezed one channel away), or [n] scores.
         output: What it should become.
         input_shape: The first image's spatial shape in MONAI's order.
 
@@ -27,10 +28,12 @@ def result(pred: torch.Tensor, output: Output, input_shape: Sequence[int]) -> to
     Raises:
         RuntimeError: another shape, or labels that don't fit the datatype.
     """
-    plain = pred.detach().as_subclass(torch.Tensor)
+    plain = torch.as_tensor(pred).detach().as_subclass(torch.Tensor)
     if output.kind == "scores":
         return plain.to(torch.float32).reshape(-1)
     wanted = len(output.dims) + (1 if output.kind == "labelmap" else 0)
+    if plain.ndim == wanted - 1 and output.kind != "masks":
+        plain = plain[None]  # the bundle has squeezed its only channel away
     if plain.ndim != wanted or (output.kind == "labelmap" and plain.shape[0] != 1):
         msg = f"the postprocessing gives {list(plain.shape)} for {output.key}: not a {output.kind}"
         raise RuntimeError(msg)

@@ -121,6 +121,8 @@ def stated(value: NDArray[Any], output: Output) -> NDArray[Any]:
         return value.astype(np.float32).reshape(-1)
     if output.kind in ("labelmap", "masks") and np.issubdtype(value.dtype, np.floating):
         value = np.trunc(value) if output.cut else np.rint(value)
+    if value.ndim == len(output.dims) - (output.kind != "labelmap"):
+        value = value[None]  # one channel that the bundle has squeezed away
     axes = (0, *range(value.ndim - 1, 0, -1))
     value = np.ascontiguousarray(value.transpose(axes)).astype(_DTYPES[output.datatype])
     return np.asarray(value[0] if output.kind == "labelmap" else value)

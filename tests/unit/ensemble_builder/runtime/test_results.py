@@ -50,6 +50,12 @@ def test_labels_between_two_are_rounded_unless_the_writer_cuts() -> None:
     assert int(result(pred, cutting, (1, 1, 1))) == 1
 
 
+def test_labels_without_a_channel_axis_go_back_to_slices() -> None:
+    """A bundle may squeeze its one channel away, or leave an array instead of a tensor."""
+    mask = result(torch.ones(4, 3, 2).numpy(), MASK, (4, 3, 2))
+    assert mask.shape == (2, 3, 4)
+
+
 def test_scores_stay_scores() -> None:
     """[n] float32, in the network's order."""
     scores = Output("pred", "SCORES", "scores", "FP32", (3,), on_input_grid=False)
