@@ -24,7 +24,7 @@ from ensemble_builder.contract import ClassRow, SegmentRow
 from ensemble_builder.errors import BundleError
 from ensemble_builder.networks import ExportedNetwork, export_network
 from ensemble_builder.probe import Findings, missing_package, probe
-from ensemble_builder.runtime.config import BundleConfig
+from ensemble_builder.runtime.config import PARTS, BundleConfig
 from ensemble_builder.runtime.fusion import Split, split
 from ensemble_builder.runtime.inputs import InputDatatype
 from ensemble_builder.runtime.networks import network_options
@@ -34,6 +34,7 @@ from ensemble_builder.segments import classes_of, segments_of, segments_of_masks
 from ensemble_builder.version import BUILDER_VERSION
 
 BUILT_IN = Path(__file__).parent / "pipelines"
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".ts", ".ckpt", ".tar")
 CONFIG_NAMES = ("inference.json", "inference.yaml", "inference.yml")
 
 LARGEST_ZIP_BYTES = 8 * 2**30
@@ -93,6 +94,7 @@ class Bundle:
         y_edge: Datatype and dims of what crosses from the inferer step: the network's output,
             or already labels of it.
         instances: Of its inferer.
+        named_files: Files of it that its config names.
     """
 
     folder: Path
@@ -114,6 +116,7 @@ class Bundle:
     network_files: Mapping[str, bytes] = field(default_factory=dict)
     y_edge: tuple[str, tuple[int, ...]] = ("FP32", ())
     instances: int = INFERER_INSTANCES
+    named_files: tuple[str, ...] = ()
 
     @property
     def is_built_in(self) -> bool:
@@ -200,6 +203,10 @@ def _read(folder: Path, options: Options) -> Bundle:
     configs = _configs(folder, options.configs)
     metadata = _read_metadata(folder)
     bundle = _parsed(folder, configs, options.overrides)
+    if not metadata:
+        bundle.notes.append(
+            "there is no metadata.json, so nothing has a name: neither labels nor modality"
+        )
     for part in ("preprocessing", "inferer", "postprocessing", "network"):
         if bundle.place(part) is None:
             raise BundleError(_absent(bundle, part, configs))
@@ -235,7 +242,7 @@ def _read(folder: Path, options: Options) -> Bundle:
         window=findings.window,
         runtime="auto" if options.runtime == "triton" else options.runtime,
         precision=options.precision,
-        amp=bool(_evaluator(bundle).get("amp", False)),
+        amp=bool(bundle.evaluator().get("amp", False)),
         network_args=() if keyword else tuple(extra_keys),
         network_kwargs=keyword,
         carried=findings.carried,
@@ -268,6 +275,7 @@ def _read(folder: Path, options: Options) -> Bundle:
         source=str(metadata.get("data_source", "")),
         irregular=_irregular(metadata),
         instances=options.instances,
+        named_files=_named_files(bundle, folder),
         notes=(*bundle.notes, *(exported.notes if exported else ())),
         network_files=exported.files if exported else {},
         y_edge=(parts.datatype, (parts.channels, *findings.y_dims[1:]))
@@ -293,11 +301,7 @@ def _configs(folder: Path, wanted: Sequence[str]) -> tuple[str, ...]:
         found = next((n for n in CONFIG_NAMES if (folder / "configs" / n).is_file()), None)
         if found:
             return (f"configs/{found}",)
-        there = sorted(
-            one.name
-            for one in (folder / "configs").glob("*")
-            if one.suffix in (".json", ".yaml", ".yml") and one.name != "metadata.json"
-        )
+        there = [one.name for one in _config_files(folder)]
         hint = f"it has {', '.join(there)}: choose with --config" if there else "it holds no config"
         msg = f"configs/ holds none of {', '.join(CONFIG_NAMES)}; {hint}"
         raise BundleError(msg)
@@ -309,6 +313,23 @@ def _configs(folder: Path, wanted: Sequence[str]) -> tuple[str, ...]:
             raise BundleError(msg)
         names.append(inside[0])
     return tuple(names)
+
+
+def _config_files(folder: Path) -> list[Path]:
+    return sorted(
+        one
+        for one in (folder / "configs").glob("*")
+        if one.suffix in (".json", ".yaml", ".yml") and one.name != "metadata.json"
+    )
+
+
+def _says(file: Path, places: Sequence[str]) -> bool:
+    """True where a config file has one of these ids itself."""
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(found, dict) and any(place in found for place in places)
 
 
 def _parsed(folder: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> BundleConfig:
@@ -343,6 +364,8 @@ def _instantiate(bundle: BundleConfig) -> None:
             cause = error.__cause__ or error
             missing = missing_package(cause)
             words = " ".join(str(cause).split())[:300]
+            if isinstance(cause, SyntaxError) and cause.text:
+                words = f"in the expression '{cause.text.strip()}'"
             if "circular references" in words:
                 words, missing = "", f"{part}: refers to itself in a circle"
             msg = missing or f"{part}: can't be built: {type(cause).__name__}: {words}"
@@ -364,25 +387,39 @@ def _absent(bundle: BundleConfig, part: str, configs: Sequence[str]) -> str:
         written = bundle.raw(name)
         if isinstance(written, str) and written.startswith("@"):
             return f"'{name}' refers to '{written}', which {files} doesn't have"
+    other = next((one for one in _config_files(bundle.folder) if _says(one, PARTS[part])), None)
+    if other is not None and f"configs/{other.name}" not in configs:
+        both = " ".join(f"--config {one}" for one in (other.name, *(c[8:] for c in configs)))
+        return f"{files} has no '{part}', but configs/{other.name} has: merge them with {both}"
     if part == "network":
         return f"{files} has neither 'network_def' nor 'network', and serving needs one{_HINT}"
     return f"{files} has no '{part}', which serving needs{_HINT}"
 
 
-def _evaluator(bundle: BundleConfig) -> Mapping[str, Any]:
-    found = bundle.raw("evaluator", {})
-    return found if isinstance(found, Mapping) else {}
-
-
 def _refuse_engines(bundle: BundleConfig) -> None:
     """Evaluators that do more than one network's forward pass can't be what is served."""
-    target = str(_evaluator(bundle).get("_target_", "")).rsplit(".", 1)[-1]
-    if target == "EnsembleEvaluator":
+    evaluator = bundle.evaluator()
+    target = str(evaluator.get("_target_", ""))
+    name = target.rsplit(".", 1)[-1]
+    if name == "EnsembleEvaluator":
         msg = (
             "evaluator: EnsembleEvaluator runs several networks; join one bundle each in a "
             "pipeline YAML instead"
         )
         raise BundleError(msg)
+    if target and name != "SupervisedEvaluator":
+        msg = (
+            f"evaluator: nobody can know what {name} does beside the forward pass; serving "
+            "needs MONAI's SupervisedEvaluator, with the rest in inferer and postprocessing"
+        )
+        raise BundleError(msg)
+    for key, usual in (("iteration_update", None), ("mode", "eval"), ("decollate", True)):
+        if evaluator.get(key, usual) not in (usual, "$monai.utils.ForwardMode.EVAL"):
+            msg = (
+                f"evaluator: {key} is {evaluator[key]!r}, which would give something else than "
+                "the network's forward pass and the postprocessing; leave it away"
+            )
+            raise BundleError(msg)
     for key in ("detector", "detector_ops"):
         if bundle.raw(key):
             msg = f"{key}: detection heads aren't supported yet"
@@ -391,7 +428,7 @@ def _refuse_engines(bundle: BundleConfig) -> None:
 
 def _extra_keys(bundle: BundleConfig) -> tuple[str, ...] | Mapping[str, str]:
     """What the evaluator's prepare_batch gives the network besides the image."""
-    prepare = _evaluator(bundle).get("prepare_batch")
+    prepare = bundle.evaluator().get("prepare_batch")
     if isinstance(prepare, str) and prepare.startswith("@"):
         prepare = bundle.raw(prepare[1:])
     if prepare is None:
@@ -473,13 +510,31 @@ def _weights(bundle: BundleConfig, folder: Path, seed: int | None) -> Weights:
         strict = bool(item.get("strict", True)) and bool(item.get("strict_shape", True))
     if (folder / stated).is_file():
         return Weights(stated, str(key), strict)
+    others = _other_weights(bundle, folder)
+    if len(others) == 1:
+        bundle.notes.append(f"the weights are those of {others[0]}")
+        return Weights(others[0], str(key), strict)
     if seed is not None:
         return Weights("", str(key), strict, seed)
+    if others:
+        msg = (
+            f"{stated} is missing, and it isn't said which of {', '.join(others)} holds the "
+            f"weights; call that one {stated}"
+        )
+        raise BundleError(msg)
     msg = (
         f"{stated} is missing; download or train the weights first (or try the bundle with "
         "--random-weights 0, which gives meaningless results)"
     )
     raise BundleError(msg)
+
+
+def _other_weights(bundle: BundleConfig, folder: Path) -> list[str]:
+    """Files that may hold the weights: those that the config names, or all in models/."""
+    there = sorted(one for one in (folder / "models").glob("*") if one.suffix in WEIGHTS_SUFFIXES)
+    texts = list(bundle.texts())
+    named = [one for one in there if any(one.name in text for text in texts)]
+    return [f"models/{one.name}" for one in named or there]
 
 
 def _wide_enough(findings: Findings, segments: Sequence[SegmentRow]) -> tuple[Any, ...]:
@@ -493,16 +548,29 @@ def _wide_enough(findings: Findings, segments: Sequence[SegmentRow]) -> tuple[An
     )
 
 
+def _named_files(bundle: BundleConfig, folder: Path) -> tuple[str, ...]:
+    """Files whose names stand in the config, but for example images in folders of their own."""
+    texts = " ".join(bundle.texts())
+    there = [*folder.glob("*.*")]
+    for part in ("configs", "models", "scripts"):
+        there += (folder / part).rglob("*.*")
+    named = [path for path in there if path.name in texts and path.is_file()]
+    return tuple(sorted(str(path.relative_to(folder)) for path in named))
+
+
 # Metadata -----------------------------------------------------------------------------
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
+    """What configs/metadata.json says; nothing where there is none: it only gives names."""
     path = folder / "configs" / "metadata.json"
+    if not path.exists():
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        msg = f"configs/metadata.json can't be read ({why}); every MONAI bundle has one"
+        msg = f"configs/metadata.json can't be read ({why}); mend it or take it away"
         raise BundleError(msg) from error
     if not isinstance(found, dict):
         msg = "configs/metadata.json is not an object"

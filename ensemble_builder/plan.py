@@ -14,7 +14,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from ensemble_builder.bundle import Bundle
+from ensemble_builder.bundle import WEIGHTS_SUFFIXES, Bundle
 from ensemble_builder.contract import (
     PARAMETER,
     Contract,
@@ -265,7 +265,10 @@ def model_py(role: str, runtime_class: str) -> bytes:
 
 
 def _bundle_files(bundle: Bundle, *, with_weights: bool) -> dict[str, Path]:
-    """What travels with a model: configs, scripts and small texts; weights where wanted."""
+    """What travels with a model: configs, scripts and small texts; weights where wanted.
+
+    And whatever else the config names, such as an array of statistics.
+    """
     root = bundle.folder
     found = {"LICENSE"} | {
         str(path.relative_to(root))
@@ -277,6 +280,14 @@ def _bundle_files(bundle: Bundle, *, with_weights: bool) -> dict[str, Path]:
     if bundle.is_built_in:
         # Its python files are how it was trained, not what it needs.
         found = {name for name in found if not name.endswith(".py")}
+    found |= {
+        name
+        for name in bundle.named_files
+        if with_weights
+        or not (
+            name.endswith(WEIGHTS_SUFFIXES) or (root / name).stat().st_size > LARGEST_TEXT_BYTES
+        )
+    }
     if with_weights and bundle.recipe.weights.path:
         found.add(bundle.recipe.weights.path)
     return {

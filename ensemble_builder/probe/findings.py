@@ -75,11 +75,12 @@ def probe(
     with quiet():
         before = bundle.preprocessing()
         after = bundle.postprocessing()
-        refuse_randomness(before)
+        refuse_randomness("preprocessing", before)
+        refuse_randomness("postprocessing", after)
         found = find_inputs(bundle, before, network, metadata_inputs, extra_keys)
         pred_key = find_pred_key(bundle, after)
-        carried, done = run_after(after, found, pred_key)
-        outputs = find_outputs(after, done, pred_key, found.input_shape)
+        carried, done = run_after(after, bundle.again().postprocessing(), found, pred_key)
+        outputs = find_outputs(after, done, pred_key, found)
         labels = find_labels(after, found, pred_key, outputs, carried)
     x = network_input(found.network_key, found.done)
     extras = {}

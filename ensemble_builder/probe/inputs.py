@@ -34,8 +34,11 @@ from ensemble_builder.samples import sample
 LABEL_KEYS = frozenset({"label", "labels", "seg", "segmentation"})
 """Keys of a ground truth, which no request brings."""
 
-SIZES = (((29, 34, 38), (147, 181)), ((101, 107, 112), (519, 533)))
-"""Shapes tried, (K, J, I) and (J, I): small first; a crop or a patch may need more."""
+EVEN_SIZE = ((64, 96, 128), (512, 768))
+"""For networks that halve the image itself a few times and pad nothing."""
+
+SIZES = (((29, 34, 38), (147, 181)), ((101, 107, 112), (519, 533)), EVEN_SIZE)
+"""Shapes tried, (K, J, I) and (J, I): small and odd first; a crop or a patch may need more."""
 
 _CPU = torch.device("cpu")
 
@@ -66,6 +69,7 @@ def find_inputs(
         BundleError: none does; the sentence is that of the try that came furthest.
     """
     images = _image_keys(before, metadata)
+    taken = _channels_taken(network)
     extras = _likely_extras(bundle, before, images, metadata)
     failures: list[tuple[int, str]] = []
     for size in SIZES:
@@ -73,7 +77,7 @@ def find_inputs(
         tried: set[tuple[str, ...]] = set()
         while tuple(required) not in tried:
             tried.add(tuple(required))
-            for inputs in _candidates(images, required, metadata):
+            for inputs in _candidates(images, required, metadata, taken):
                 try:
                     return _read(
                         bundle, before, network, inputs=inputs, extra_keys=extra_keys, size=size
@@ -113,8 +117,9 @@ def _read(
         missing = missing_package(cause)
         if missing:
             raise BundleError(missing) from error
-        sentence = f"preprocessing: {transform_of(error)}{said(cause)}"
-        raise Failed(1, sentence, missing_key(cause)) from error
+        absent = missing_key(cause)
+        words = f"wants '{absent}', which no image or transform brings" if absent else said(cause)
+        raise Failed(1, f"preprocessing: {transform_of(error)}{words}", absent) from error
     if not isinstance(done, dict):
         msg = (
             f"preprocessing: gives a {type(done).__name__}, not one dictionary; crops into "
@@ -131,7 +136,7 @@ def _read(
         raise Failed(1, msg)
     y, window = predicted(bundle, network, x, done, extra_keys)
     if not isinstance(y, torch.Tensor):
-        raise BundleError(not_one_tensor("inferer", y))
+        raise Failed(4, not_one_tensor("network", y))
     example_shapes = {name: value.shape for name, value in request.items()}
     return Reading(inputs, key, done, shape, y, window, example_shapes)
 
@@ -161,7 +166,7 @@ def _likely_extras(
     bundle: BundleConfig, before: Compose, images: Sequence[str], metadata: Mapping[str, Any]
 ) -> list[str]:
     """Keys that come beside the images and that some transform names, such as clicks."""
-    named = set(_strings([vars(one) for one in flat(before)]))
+    named = set(_strings([getattr(one, "__dict__", {}) for one in flat(before)]))
     beside: list[str] = [str(key) for key in metadata]
     for text in bundle.texts():
         beside += _keys_beside(text, images)
@@ -210,10 +215,10 @@ def _strings(value: Any, depth: int = 3) -> Iterator[str]:
 
 
 def _candidates(
-    images: Sequence[str], extras: Sequence[str], metadata: Mapping[str, Any]
+    images: Sequence[str], extras: Sequence[str], metadata: Mapping[str, Any], taken: int
 ) -> Iterator[tuple[Input, ...]]:
     """Ways to read the inputs, likely ones first: all images alike before any mixture."""
-    per_image = [_layouts(metadata.get(key, {})) for key in images]
+    per_image = [_layouts(metadata.get(key, {}), taken) for key in images]
     shapes = list(itertools.product(*per_image))
     shapes.sort(key=lambda combination: len(set(combination)))
     for combination in shapes[:64]:
@@ -236,15 +241,21 @@ def _candidates(
             )
 
 
-def _layouts(described: Any) -> list[tuple[Layout, int]]:
+def _channels_taken(network: torch.nn.Module) -> int:
+    """What the network's first convolution takes; 1 where it has none."""
+    kernels = (one for one in network.parameters() if one.ndim >= 4)
+    return next((int(one.shape[1]) for one in kernels), 1)
+
+
+def _layouts(described: Any, taken: int) -> list[tuple[Layout, int]]:
     stated = described if isinstance(described, Mapping) else {}
-    channels = stated.get("num_channels", 1)
-    channels = channels if isinstance(channels, int) and 1 < channels <= 64 else 0
+    channels = stated.get("num_channels")
+    channels = channels if isinstance(channels, int) else 1
     shape = stated.get("spatial_shape")
     flat = isinstance(shape, list) and len(shape) == 2
     colour = str(stated.get("format", "")).upper() in ("RGB", "BGR")
     volume: list[tuple[Layout, int]] = [("volume", 1)]
-    counts = [n for n in dict.fromkeys((channels, 2, 3, 4)) if n]
+    counts = [n for n in dict.fromkeys((channels, taken, 2, 3, 4)) if 1 < n <= 64]
     several: list[tuple[Layout, int]] = [("channels", n) for n in counts]
     pictures: list[tuple[Layout, int]] = [("rgb", 3), ("gray", 1)]
     if colour:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from ensemble_builder.errors import BundleError
 from ensemble_builder.probe.words import Failed, missing_package, said
@@ -62,34 +63,31 @@ class _ShapeNetwork:
         self._network = network
         tensors = [*network.named_parameters(), *network.named_buffers()]
         self._meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
-        self._seen: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._seen: dict[tuple[int, ...], Any] = {}
         self.window: tuple[int, ...] = ()
 
-    def __call__(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         plain = windows.as_subclass(torch.Tensor)
         self.window = tuple(plain.shape[1:])
         shape = tuple(plain.shape)
         if shape not in self._seen:
-            self._seen[shape] = self._shape(plain, args, kwargs)
+            self._seen[shape] = self._outputs(plain, args, kwargs)
         generator = torch.Generator().manual_seed(sum(shape))
-        return torch.randn(self._seen[shape], generator=generator)
+        return tree_map_only(
+            torch.Tensor, lambda one: torch.randn(one.shape, generator=generator), self._seen[shape]
+        )
 
-    def _shape(
-        self, windows: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[int, ...]:
+    def _outputs(self, windows: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             with torch.device("meta"):
-                y = torch.func.functional_call(
+                return torch.func.functional_call(
                     self._network,
                     self._meta,
                     (windows.to("meta"), *(_to_meta(one) for one in args)),
                     {name: _to_meta(one) for name, one in kwargs.items()},
                 )
         except Exception:  # noqa: BLE001 - not every network runs on the meta device
-            y = self._network(windows, *args, **kwargs)
-        if not isinstance(y, torch.Tensor):
-            raise BundleError(not_one_tensor("network", y))
-        return tuple(y.shape)
+            return self._network(windows, *args, **kwargs)
 
 
 def _to_meta(value: Any) -> Any:

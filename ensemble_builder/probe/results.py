@@ -49,9 +49,19 @@ def find_pred_key(bundle: BundleConfig, after: Compose) -> str:
 
 
 def run_after(
-    after: Compose, found: Reading, pred_key: str
+    after: Compose, apart: Compose, found: Reading, pred_key: str
 ) -> tuple[tuple[Carried, ...], dict[Any, Any]]:
-    """Runs the postprocessing as it will be served: on stand-ins, or with tensors carried."""
+    """Runs the postprocessing as it will be served: on stand-ins, or with tensors carried.
+
+    Args:
+        after: The postprocessing, of the config whose preprocessing ran.
+        apart: The same of a config parsed anew, as another process has it.
+        found: How the inputs are read.
+        pred_key: Key of the prediction.
+
+    Raises:
+        BundleError: it fails, or only works beside the preprocessing.
+    """
     state = _crossed(found)
     full = state_of(found.done, found.input_shape)
     y = found.y[0]
@@ -68,15 +78,20 @@ def run_after(
             )
         raise BundleError(msg) from error
     ways = ((), (found.network_key,), tuple(_tensors(found)))
+    why = "its result is another one there"
     for keys in ways:
         tensors = {key: value for key, value in _tensors(found).items() if key in keys}
         try:
-            done = _run(after, state, found, pred_key, y=y, tensors=tensors)
-        except Exception:  # noqa: BLE001, S112 - then it needs more than that
+            done = _run(apart, state, found, pred_key, y=y, tensors=tensors)
+        except Exception as error:  # noqa: BLE001 - then it needs more than that
+            why = f"{transform_of(error)}{said(root_cause(error))}"
             continue
         if _same(done, wanted, after, pred_key):
             return tuple(_carried(key, value, found) for key, value in tensors.items()), done
-    msg = "postprocessing: depends on something of the preprocessing that can't leave its process"
+    msg = (
+        "postprocessing: needs something that the preprocessing keeps in an object, and it runs in "
+        f"another process ({why}); let the preprocessing put it into the data dictionary"
+    )
     raise BundleError(msg)
 
 
@@ -121,7 +136,7 @@ def _same(
     done: Mapping[Any, Any], wanted: Mapping[Any, Any], after: Compose, pred_key: str
 ) -> bool:
     for key in _result_keys(after, pred_key):
-        one, other = done.get(key), wanted.get(key)
+        one, other = _as_tensor(done.get(key)), _as_tensor(wanted.get(key))
         if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
             if type(one) is not type(other):
                 return False
@@ -133,26 +148,37 @@ def _same(
 
 
 def find_outputs(
-    after: Compose, done: Mapping[Any, Any], pred_key: str, shape: tuple[int, ...]
+    after: Compose, done: Mapping[Any, Any], pred_key: str, found: Reading
 ) -> tuple[Output, ...]:
     """What the postprocessing gives, in the order in which it is written.
+
+    Args:
+        after: The postprocessing.
+        done: Its result.
+        pred_key: Key of the prediction.
+        found: How the inputs are read.
 
     Raises:
         BundleError: a result is never made, or is no tensor.
     """
     keys = _result_keys(after, pred_key)
-    found = []
+    shape = found.input_shape
+    outputs = []
     for key in keys:
         if key not in done:
             msg = f"postprocessing: writes '{key}' and never makes it"
             raise BundleError(msg)
-        value = done[key]
-        if isinstance(value, np.ndarray | np.generic):
-            value = torch.as_tensor(value)
+        value = _as_tensor(done[key])
         if not isinstance(value, torch.Tensor):
             raise BundleError(not_one_tensor(f"postprocessing: '{key}'", value))
-        found.append(_output(after, key, value, shape, alone=len(keys) == 1))
-    return tuple(found)
+        if tuple(value.shape) in (shape, tuple(found.y.shape[2:])) and value.ndim > 1:
+            value = value[None]  # a channel axis of one has been squeezed away
+        outputs.append(_output(after, key, value, shape, alone=len(keys) == 1))
+    return tuple(outputs)
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.as_tensor(value) if isinstance(value, np.ndarray | np.generic | float) else value
 
 
 def _output(

@@ -20,12 +20,12 @@ def flat(compose: Compose) -> list[Any]:
     return list(compose.flatten().transforms)
 
 
-def refuse_randomness(before: Compose) -> None:
+def refuse_randomness(part: str, transforms: Compose) -> None:
     """A training config gives other results each time, so nothing could be proven of it."""
-    for one in flat(before):
+    for one in flat(transforms):
         if isinstance(one, Randomizable) and not isinstance(one, Compose | Invertd):
             msg = (
-                f"preprocessing: {type(one).__name__} is random, as for training; name an "
+                f"{part}: {type(one).__name__} is random, as for training; name an "
                 "inference config with --config, or take it out"
             )
             raise BundleError(msg)

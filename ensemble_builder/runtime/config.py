@@ -9,6 +9,7 @@ expressions in it.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,12 +37,12 @@ _READER_OPTIONS = (
 )
 
 PARTS: Mapping[str, tuple[str, ...]] = {
-    "preprocessing": ("preprocessing", "dataset::transform", "evaluator::val_data_loader::dataset"),
-    "inferer": ("inferer", "evaluator::inferer"),
-    "postprocessing": ("postprocessing", "evaluator::postprocessing"),
-    "network": ("network", "network_def", "evaluator::network", "net", "model"),
+    "preprocessing": ("evaluator::val_data_loader::dataset", "preprocessing", "dataset::transform"),
+    "inferer": ("evaluator::inferer", "inferer"),
+    "postprocessing": ("evaluator::postprocessing", "postprocessing"),
+    "network": ("evaluator::network", "network", "network_def", "net", "model"),
 }
-"""Where each part is looked for, MONAI's own ids first."""
+"""Where each part is looked for: what the evaluator runs first, then MONAI's own ids."""
 
 
 class BundleConfig:
@@ -62,14 +63,17 @@ class BundleConfig:
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
         _make_importable(bundle)
+        self._given = (bundle, configs, device, overrides)
         self._device = device
         self.notes: list[str] = []
         self._parser = ConfigParser()
         self._parser.read_config([str(bundle / name) for name in configs])
         for place, value in (overrides or {}).items():
             self._override(place, value)
+        self._resolve_macros(bundle)
         self._parser["bundle_root"] = str(bundle)
         self._parser["device"] = f"$__import__('torch').device('{device}')"
+        _put_device(self._parser.config, str(device))
         locator = self._parser.locator
         weights_are_loaded = bool(self.components("CheckpointLoader"))
         for place, item in list(_components(self._parser.config)):
@@ -82,6 +86,26 @@ class BundleConfig:
             if fresh is not item and place:
                 self._parser[place] = fresh
         self._parser.parse()
+
+    def _resolve_macros(self, bundle: Path) -> None:
+        """Puts what `%macros` mean in their place, before readers and writers are looked for.
+
+        MONAI looks for their files where the command was given; that is the bundle's root, or
+        its configs/, for whoever runs a bundle.
+
+        Raises:
+            BundleError: a macro that leads nowhere.
+        """
+        _anchor_macros(self._parser.config, bundle)
+        try:
+            self._parser.resolve_macro_and_relative_ids()
+        except OSError as error:
+            msg = f"a %macro names {error.filename}, which can't be read ({error.strerror})"
+            raise BundleError(msg) from error
+        except (KeyError, IndexError) as error:
+            words = " ".join(str(error.args[0]).split())
+            msg = f"a %macro names something that isn't there: {words}"
+            raise BundleError(msg) from error
 
     def _override(self, place: str, value: Any) -> None:
         """Puts a value where `a.b.0`, `a::b::0` or `a#b#0` says.
@@ -111,11 +135,29 @@ class BundleConfig:
             msg = f"--set {place}: the list has no item '{steps[-1]}'"
             raise BundleError(msg) from error
 
+    @property
+    def folder(self) -> Path:
+        """The bundle's root."""
+        return self._given[0]
+
+    def again(self) -> BundleConfig:
+        """The same config parsed anew, sharing no object with this one, as another process has."""
+        return BundleConfig(*self._given)
+
     # What is written ------------------------------------------------------------------
 
     def place(self, part: str) -> str | None:
-        """The config id of a part, references followed; None where the config has none."""
+        """The config id of a part, references followed; None where the config has none.
+
+        Without an `evaluator` at the top, the only one further down says where the parts are;
+        without any, the only thing that can be the part is it, whatever its id.
+        """
+        evaluators = [one for one, _ in self.components("Evaluator")]
         for place in PARTS[part]:
+            if place.startswith("evaluator::") and self.raw("evaluator") is None:
+                if len(evaluators) != 1:
+                    continue
+                place = place.replace("evaluator", evaluators[0], 1)  # noqa: PLW2901
             found = self._follow(place)
             if found is None:
                 continue
@@ -123,7 +165,22 @@ class BundleConfig:
                 found = self._follow(f"{found}::transform")
             if found is not None:
                 return found
-        return None
+        alike = [] if evaluators or self.raw("evaluator") else self._alike(part)
+        return alike[0] if len(alike) == 1 else None
+
+    def _alike(self, part: str) -> list[str]:
+        """Where something stands that can be nothing else than this part."""
+        if part == "inferer":
+            return [place for place, _ in self.components("Inferer")]
+        if part not in ("preprocessing", "postprocessing"):
+            return []
+        found = []
+        for place, item in self.components("Compose"):
+            names = [str(one["_target_"]) for _, one in _components(item)]
+            reads = any(_is_one_of(one, READERS) or one.endswith(".Loaded") for one in names)
+            if reads == (part == "preprocessing"):
+                found.append(place)
+        return found
 
     def raw(self, name: str, default: Any = None) -> Any:
         """What is written at a config id, nothing instantiated."""
@@ -140,6 +197,14 @@ class BundleConfig:
             for place, item in _components(self._parser.config)
             if str(item["_target_"]).rsplit(".", 1)[-1].endswith(target)
         ]
+
+    def evaluator(self) -> Mapping[str, Any]:
+        """The evaluator as it is written; nothing where there is none, or not one."""
+        found = self.raw("evaluator")
+        if found is None:
+            others = [item for _, item in self.components("Evaluator")]
+            found = others[0] if len(others) == 1 else {}
+        return found if isinstance(found, Mapping) else {}
 
     def texts(self) -> Iterator[str]:
         """Every string of the config."""
@@ -190,7 +255,7 @@ class BundleConfig:
             raise BundleError(msg)
         found = self._parser.get_parsed_content(place)
         if isinstance(found, list | tuple):
-            found = Compose([one for one in found if one is not None])
+            found = Compose(list(found))
         if not isinstance(found, Compose):
             msg = f"{part}: is a {type(found).__name__}, expected a Compose of transforms"
             raise BundleError(msg)
@@ -224,6 +289,39 @@ def _components(config: Any, place: str = "") -> Iterator[tuple[str, dict[str, A
         return
     for key, child in list(children):
         yield from _components(child, f"{place}::{key}" if place else str(key))
+
+
+def _anchor_macros(config: Any, bundle: Path) -> None:
+    """Makes the files of `%file::id` absolute where the bundle has them."""
+    if not isinstance(config, dict | list):
+        return
+    for key, child in list(config.items() if isinstance(config, dict) else enumerate(config)):
+        if not (isinstance(child, str) and child.startswith("%")):
+            _anchor_macros(child, bundle)
+            continue
+        name, place = ConfigParser.split_path_id(child[1:])
+        here = [one for one in (bundle / name, bundle / "configs" / name) if one.is_file()]
+        if name and here:
+            config[key] = f"%{here[0]}::{place}"
+
+
+_NAMED_DEVICE = re.compile(
+    r"""(\.to\(|\bdevice\(|\bdevice\s*=\s*|\bmap_location\s*=\s*)(['"])cuda(:\d+)?\2"""
+)
+
+
+def _put_device(config: Any, device: str) -> None:
+    """Puts this device where a config names CUDA itself: a CPU serves it too, and any GPU."""
+    if not isinstance(config, dict | list):
+        return
+    for key, child in list(config.items() if isinstance(config, dict) else enumerate(config)):
+        if not isinstance(child, str):
+            _put_device(child, device)
+        elif child.startswith("$"):
+            named = _NAMED_DEVICE.sub(rf"\1\2{device}\2", child)
+            config[key] = named.replace(".cuda()", f".to('{device}')")
+        elif re.fullmatch(r"cuda(:\d+)?", child):
+            config[key] = device
 
 
 def _texts(config: Any) -> Iterator[str]:
@@ -261,9 +359,17 @@ def _without_files(item: dict[str, Any], name: str, located: object) -> dict[str
     Replaced before anything is instantiated: an ITKReader needs itk only to be constructed.
     """
     kind = located if isinstance(located, type) else object
+    if "Load" in name:
+        _refuse_turned(item)
     if _is_one_of(name, READERS) or issubclass(kind, LoadImaged | LoadImage):
         options = {key: item[key] for key in _READER_OPTIONS if key in item}
-        return {"_target_": f"{_STEPS}.Loaded", "keys": item.get("keys", "image"), **options}
+        array = name.endswith("LoadImage") or issubclass(kind, LoadImage)
+        return {
+            "_target_": f"{_STEPS}.Loaded",
+            "keys": item.get("keys", "image"),
+            "array": array,
+            **options,
+        }
     if _is_one_of(name, WRITERS) or issubclass(kind, SaveImaged | SaveImage):
         return {
             "_target_": f"{_STEPS}.Written",
@@ -274,11 +380,34 @@ def _without_files(item: dict[str, Any], name: str, located: object) -> dict[str
     return None
 
 
+def _refuse_turned(item: Mapping[str, Any]) -> None:
+    """A reader that exchanges axes would give another image than the one that is served."""
+    reader = item.get("reader")
+    options = {**item, **(reader if isinstance(reader, Mapping) else {})}
+    kind = str(reader.get("_target_") if isinstance(reader, Mapping) else reader)
+    usual = {"reverse_indexing": "PIL" in kind, "affine_lps_to_ras": True}
+    for key, value in usual.items():
+        if options.get(key, value) != value:
+            msg = (
+                f"preprocessing: the reader's {key} is {options[key]!r}, which lays axes out "
+                "otherwise than a request's images; leave it away and turn the image by a transform"
+            )
+            raise BundleError(msg)
+
+
 def _drop_files(compose: Compose) -> None:
-    """The same for transforms that an expression constructed."""
+    """The same for transforms that an expression constructed; disabled ones are left out."""
     kept = []
     for one in compose.transforms:
         found: Any = one
+        if one is None:  # what a reference to a disabled item gives
+            continue
+        if isinstance(one, LoadImage) or (isinstance(one, Loaded) and one.array):
+            msg = (
+                "preprocessing: LoadImage gives an array; serving needs transforms of "
+                "dictionaries, such as LoadImaged with keys"
+            )
+            raise BundleError(msg)
         if isinstance(one, Compose):
             _drop_files(one)
         elif isinstance(one, LoadImaged):
@@ -290,7 +419,7 @@ def _drop_files(compose: Compose) -> None:
                 ensure_channel_first=loader.ensure_channel_first,
             )
         elif isinstance(one, SaveImaged):
-            found = Written(one.keys)
+            found = Written(one.keys, one.saver.init_kwargs.get("output_dtype"))
         kept.append(found)
     compose.transforms = tuple(kept) if isinstance(compose.transforms, tuple) else kept
 

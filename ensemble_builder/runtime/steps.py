@@ -22,7 +22,11 @@ WRITERS = ("SaveImage", "SaveClassification")
 
 
 class Loaded(MapTransform):  # type: ignore[misc]
-    """What is left of a LoadImaged when the image is in memory: its dtype, its channel axis."""
+    """What is left of a LoadImaged when the image is in memory: its dtype, its channel axis.
+
+    Attributes:
+        array: It stands for a LoadImage, which knows no keys.
+    """
 
     def __init__(
         self,
@@ -33,8 +37,10 @@ class Loaded(MapTransform):  # type: ignore[misc]
         ensure_channel_first: bool = False,
         meta_key_postfix: str = "meta_dict",
         allow_missing_keys: bool = False,
+        array: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.array = array
         self.dtype = None if dtype is None else get_equivalent_dtype(dtype, torch.Tensor)
         self.image_only = bool(image_only)
         self.meta_key_postfix = meta_key_postfix

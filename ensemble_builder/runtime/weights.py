@@ -7,7 +7,10 @@ CPU, so that they are the same in every process of one machine.
 from __future__ import annotations
 
 import pickle
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,13 +42,39 @@ def network_with_weights(
 def load_weights(
     module: torch.nn.Module, path: Path, key: str = "model", *, strict: bool = True
 ) -> torch.nn.Module:
-    """Fills a network from a state dict, or from a checkpoint that holds one under `key`.
+    """Fills a network from a state dict, from a checkpoint that holds one, or from TorchScript.
+
+    Args:
+        module: The network.
+        path: The file.
+        key: Where a checkpoint keeps the network's state; others are looked at after it.
+        strict: Every weight must be there and no other.
 
     Raises:
         BundleError: the file isn't such a state dict, or doesn't fit the network.
     """
+    state = _state(_content(path), key, module)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(state, strict=strict)
+    except Exception as error:  # of the shape of the file's content
+        msg = f"{path.name}: no weights for this network: {_short(error)}"
+        raise BundleError(msg) from error
+    return module
+
+
+def is_torchscript(path: Path) -> bool:
+    """True for an archive that torch.jit.save wrote: it holds the network's code, too."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _content(path: Path) -> Any:
+    try:
+        if is_torchscript(path):
+            return torch.jit.load(str(path), map_location="cpu").state_dict()
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = (
             f"{path.name}: holds more than weights, and is not unpickled, because that runs code; "
@@ -55,16 +84,44 @@ def load_weights(
     except Exception as error:  # torch raises whatever its reader raises
         msg = f"{path.name}: can't be read as weights: {_short(error)}"
         raise BundleError(msg) from error
-    for name in (key, "model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-            break
-    try:
-        module.load_state_dict(state, strict=strict)
-    except Exception as error:  # of the shape of the file's content
-        msg = f"{path.name}: no weights for this network: {_short(error)}"
-        raise BundleError(msg) from error
-    return module
+
+
+def _state(found: Any, key: str, module: torch.nn.Module) -> Any:
+    """The network's state dict in a file's content; what comes nearest where none fits."""
+    if not isinstance(found, Mapping):
+        return found
+    named = [found[name] for name in (key, "model", "state_dict") if _is_state(found.get(name))]
+    for state in (*named, found):
+        fitting = _fitting(state, module)
+        if fitting is not None:
+            return fitting
+    others = [_fitting(state, module) for state in found.values()]
+    fits = [one for one in others if one is not None]
+    if len(fits) == 1:  # of two, one may be a moving average: nobody could say which is meant
+        return fits[0]
+    return named[0] if named else found
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _fitting(state: Any, module: torch.nn.Module) -> Any:
+    """All of the network's weights out of a state dict; None where they aren't in it.
+
+    Training frameworks keep the network in a module of theirs and put its name before each
+    weight's: `module.`, `net.`, `_orig_mod.`.
+    """
+    own = list(module.state_dict())
+    if not own or not _is_state(state):
+        return None
+    if all(name in state for name in own):
+        return state
+    before = {str(name)[: -len(own[0])] for name in state if str(name).endswith(own[0])}
+    fits = [prefix for prefix in before if all(f"{prefix}{name}" in state for name in own)]
+    if len(fits) != 1:
+        return None
+    return {name: state[f"{fits[0]}{name}"] for name in own}
 
 
 def _short(error: Exception) -> str:

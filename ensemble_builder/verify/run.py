@@ -22,6 +22,7 @@ from ensemble_builder.bundle import Bundle, Options, find_bundle, read_bundle
 from ensemble_builder.errors import BuilderError
 from ensemble_builder.pipeline import find_pipeline
 from ensemble_builder.plan import bundle_digest, plan
+from ensemble_builder.probe.inputs import EVEN_SIZE
 from ensemble_builder.repository import served_version, steps_of_version, write
 from ensemble_builder.runtime.loading import loaded, network_input
 from ensemble_builder.runtime.recipe import Recipe
@@ -104,7 +105,8 @@ def verify_served(
     contract = json.loads(
         (repository / pipeline / str(version) / "contract.json").read_text(encoding="utf-8")
     )
-    chosen = request if request is not None else generated(source)
+    examples = [tuple(one["example_shape"]) for one in contract["inputs"]]
+    chosen = request if request is not None else generated(source, examples)
     with tempfile.TemporaryDirectory(prefix="tritome-verify-") as folder:
         only = Path(folder) / "model_repository"
         only.mkdir()
@@ -128,7 +130,8 @@ def _compared(
     found: Bundle, server: TritonServer, names: dict[str, str], request: Request | None
 ) -> Verdict:
     source = Source.of(found)
-    chosen = request if request is not None else generated(source)
+    examples = [tuple(shape) for shape in found.findings.example_shapes.values()]
+    chosen = request if request is not None else generated(source, examples)
     expected = monai_stages(source, chosen)
     return Verdict(
         pipeline=found.name,
@@ -166,9 +169,17 @@ def _words(request: Request | None, chosen: Request) -> str:
 # The input ----------------------------------------------------------------------------
 
 
-def generated(source: Source) -> dict[str, Any]:
-    """A request whose X measures a bit more than one window along each axis."""
+def generated(source: Source, examples: Iterable[tuple[int, ...]] = ()) -> dict[str, Any]:
+    """A request whose X measures a bit more than one window along each axis.
+
+    Args:
+        source: The bundle.
+        examples: Shapes of its inputs when it was probed; where only even ones went through,
+            they are taken.
+    """
     recipe = source.recipe
+    if any(EVEN_SIZE[0] == shape[-3:] or EVEN_SIZE[1] == shape[:2] for shape in examples):
+        return sample(recipe.inputs, *EVEN_SIZE, SEED)
     volume: tuple[int, ...] = VOLUME_KJI
     image: tuple[int, ...] = IMAGE_JI
     for _ in range(2):  # once more, as margins don't grow with the input

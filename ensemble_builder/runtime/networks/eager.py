@@ -28,7 +28,7 @@ class EagerNetwork:
     def __call__(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[N, C, *roi] -> [N, C_out, *roi]; float16 under MONAI's mixed precision, as there."""
         with self._autocast():
-            found = self._module(windows, *args, **kwargs)
+            found = without_list(self._module(windows, *args, **kwargs))
         return cast(torch.Tensor, found if self._dtype is None else found.to(torch.float32))
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -44,7 +44,7 @@ def eager_predictions(module: torch.nn.Module, windows: torch.Tensor) -> torch.T
         BundleError: it gives something other than one tensor for N windows.
     """
     with torch.inference_mode():
-        found = module(windows)
+        found = without_list(module(windows))
     if not isinstance(found, torch.Tensor):
         msg = (
             f"network: gives {_described(found)} where serving needs one tensor; make it return "
@@ -58,6 +58,14 @@ def eager_predictions(module: torch.nn.Module, windows: torch.Tensor) -> torch.T
         )
         raise BundleError(msg)
     return found
+
+
+def without_list(found: Any) -> Any:
+    """The tensor of a list of one: MONAI's sliding window gives the same for both.
+
+    Networks with deep supervision give such lists where it is switched off.
+    """
+    return found[0] if isinstance(found, list | tuple) and len(found) == 1 else found
 
 
 def _described(found: object) -> str:

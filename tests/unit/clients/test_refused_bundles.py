@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from clients.cli import main
-from tests.support.bundles import a_segmentation_bundle
+from tests.support.bundles import NETWORK, a_segmentation_bundle
 from tests.support.zoo import a_bundle, compose, step
 
 pytestmark = [
@@ -75,10 +75,54 @@ def _broken_json(folder: Path) -> list[str]:
     return [str(bundle)]
 
 
-def _no_metadata(folder: Path) -> list[str]:
+def _broken_metadata(folder: Path) -> list[str]:
     bundle = a_segmentation_bundle(folder / "b")
-    (bundle / "configs" / "metadata.json").unlink()
+    (bundle / "configs" / "metadata.json").write_text("{", encoding="utf-8")
     return [str(bundle)]
+
+
+def _a_part_in_another_file(folder: Path) -> list[str]:
+    bundle = a_segmentation_bundle(folder / "b", without=("inferer",))
+    (bundle / "configs" / "common.yaml").write_text("inferer: {}", encoding="utf-8")
+    return [str(bundle)]
+
+
+def _two_weights(folder: Path) -> list[str]:
+    bundle = a_segmentation_bundle(folder / "b")
+    for name in ("best.pt", "last.pt"):
+        (bundle / "models" / name).write_bytes(b"")
+    (bundle / "models" / "model.pt").unlink()
+    return [str(bundle)]
+
+
+def _memory_of_an_object(folder: Path) -> list[str]:
+    scripts = """
+from monai.transforms import MapTransform
+
+
+class Halved(MapTransform):
+    def __call__(self, data):
+        self.size = data["image"].shape[1:]
+        return {**data, "image": data["image"][:, ::2, ::2, ::2]}
+
+
+class Doubled(MapTransform):
+    def __init__(self, keys, before):
+        super().__init__(keys)
+        self.before = before
+
+    def __call__(self, data):
+        return {**data, "pred": data["pred"].new_zeros(1, *self.before.size)}
+"""
+    config = {
+        "network": {"_target_": "UNet", **NETWORK},
+        "half": step("scripts.size.Halved", "image"),
+        "preprocessing": _pre("@half"),
+        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16]},
+        "postprocessing": compose(step("scripts.size.Doubled", before="@half")),
+    }
+    bundle = a_bundle(folder / "b", config, scripts={"scripts/size.py": scripts})
+    return [str(bundle), "--random-weights", "0"]
 
 
 def _only_training(folder: Path) -> list[str]:
@@ -148,7 +192,22 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "an unknown network": (_changed(network_def={"_target_": "UNett"}), "UNett"),
     "broken JSON": (_broken_json, r"inference\.json can't be read"),
-    "no metadata": (_no_metadata, r"metadata\.json can't be read"),
+    "broken metadata": (_broken_metadata, r"metadata\.json can't be read"),
+    "a part in another file": (
+        _a_part_in_another_file,
+        r"common\.yaml has: merge them with --config common\.yaml --config inference\.json",
+    ),
+    "two files of weights": (_two_weights, r"models/best\.pt, models/last\.pt"),
+    "transforms of arrays": (
+        _changed(preprocessing=compose({"_target_": "LoadImage"})),
+        "transforms of dictionaries",
+    ),
+    "a transform that remembers": (_memory_of_an_object, "'Halved' object has no attribute 'size'"),
+    "a macro that leads nowhere": (_changed(inferer="%other.yaml::inferer"), "%macro names"),
+    "an expression that isn't one": (
+        _changed(inferer={"_target_": "SlidingWindowInferer", "roi_size": "$[8, 8,, 8]"}),
+        r"in the expression '\[8, 8,, 8\]'",
+    ),
     "a training config": (_only_training, "config for training"),
     "a random transform": (
         _changed(preprocessing=_pre(step("RandFlipd", "image", prob=0.5))),

@@ -47,6 +47,20 @@ def test_the_checked_in_repository_is_what_the_builder_writes(
     assert _files(repository_root / "model_repository") == _files(tmp_path)
 
 
+def test_files_that_the_config_names_travel_along(tmp_path: Path) -> None:
+    """Whatever their kind, in every model; example images in folders of their own stay."""
+    changed = {"statistics": "$@bundle_root + '/configs/statistics.npy'", "data": "sample.npy"}
+    bundle = a_segmentation_bundle(tmp_path / "b", changed=changed)
+    (bundle / "configs" / "statistics.npy").write_bytes(b"numbers")
+    (bundle / "sampledata").mkdir()
+    (bundle / "sampledata" / "sample.npy").write_bytes(b"an image")
+    list(build(bundle, tmp_path / "repository"))
+    found = _files(tmp_path / "repository")
+    for step in ("preprocess", "inferer", "postprocess"):
+        assert found[f"b_{step}/1/bundle/configs/statistics.npy"] == b"numbers"
+    assert not [name for name in found if name.endswith("sample.npy")]
+
+
 def test_the_inferer_has_as_many_instances_as_a_person_says(tmp_path: Path) -> None:
     """Two where nobody says anything, so that a study that can't wait finds one free."""
     bundle = a_segmentation_bundle(tmp_path / "b")
