@@ -210,10 +210,10 @@ def _read(folder: Path, options: Options) -> Bundle:
     for part in ("preprocessing", "inferer", "postprocessing", "network"):
         if bundle.place(part) is None:
             raise BundleError(_absent(bundle, part, configs))
+    _refuse_engines(bundle)
     _instantiate(bundle)
     weights = _weights(bundle, folder, options.random_weights)
     extra_keys = _extra_keys(bundle)
-    _refuse_engines(bundle)
     network_id, network = _network(bundle, weights, folder)
     described = _side(metadata, "inputs")
     findings = probe(bundle, network, described, extra_keys)

@@ -40,6 +40,9 @@ EVEN_SIZE = ((64, 96, 128), (512, 768))
 SIZES = (((29, 34, 38), (147, 181)), ((101, 107, 112), (519, 533)), EVEN_SIZE)
 """Shapes tried, (K, J, I) and (J, I): small and odd first; a crop or a patch may need more."""
 
+MOST_TRIED_LARGER = 8
+"""Readings that came furthest with the small shapes are tried with larger ones, too."""
+
 _CPU = torch.device("cpu")
 
 
@@ -71,30 +74,38 @@ def find_inputs(
     images = _image_keys(before, metadata)
     taken = _channels_taken(network)
     extras = _likely_extras(bundle, before, images, metadata)
-    failures: list[tuple[int, str]] = []
-    for size in SIZES:
-        required: list[str] = list(extras)
-        tried: set[tuple[str, ...]] = set()
-        while tuple(required) not in tried:
-            tried.add(tuple(required))
-            for inputs in _candidates(images, required, metadata, taken):
-                try:
-                    return _read(
-                        bundle, before, network, inputs=inputs, extra_keys=extra_keys, size=size
-                    )
-                except Failed as failed:
-                    failures.append((failed.depth, failed.sentence))
-                    if failed.missing and failed.missing not in [*required, *images]:
-                        if failed.missing.lower() in LABEL_KEYS:
-                            msg = (
-                                f"preprocessing: needs '{failed.missing}', which no request "
-                                "brings: this is a config for training or evaluation; name an "
-                                "inference config with --config"
-                            )
-                            raise BundleError(msg) from None
-                        required.append(failed.missing)
-                        break
-    _, sentence = max(failures, key=lambda one: one[0])
+    failures: list[tuple[int, str, tuple[Input, ...]]] = []
+    required: list[str] = list(extras)
+    tried: set[tuple[str, ...]] = set()
+    while tuple(required) not in tried:
+        tried.add(tuple(required))
+        for inputs in _candidates(images, required, metadata, taken):
+            try:
+                return _read(
+                    bundle, before, network, inputs=inputs, extra_keys=extra_keys, size=SIZES[0]
+                )
+            except Failed as failed:
+                failures.append((failed.depth, failed.sentence, inputs))
+                if failed.missing and failed.missing not in [*required, *images]:
+                    if failed.missing.lower() in LABEL_KEYS:
+                        msg = (
+                            f"preprocessing: needs '{failed.missing}', which no request "
+                            "brings: this is a config for training or evaluation; name an "
+                            "inference config with --config"
+                        )
+                        raise BundleError(msg) from None
+                    required.append(failed.missing)
+                    break
+    hopeful = sorted(failures, key=lambda one: -one[0])[:MOST_TRIED_LARGER]
+    for size in SIZES[1:]:
+        for _, _, inputs in hopeful:
+            try:
+                return _read(
+                    bundle, before, network, inputs=inputs, extra_keys=extra_keys, size=size
+                )
+            except Failed as failed:
+                failures.append((failed.depth, failed.sentence, inputs))
+    _, sentence, _ = max(failures, key=lambda one: one[0])
     raise BundleError(sentence)
 
 

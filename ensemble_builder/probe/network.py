@@ -99,6 +99,8 @@ def not_one_tensor(place: str, y: Any) -> str:
     found = f"a {type(y).__name__}"
     if isinstance(y, Mapping):
         found += f" with {', '.join(repr(str(key)) for key in list(y)[:4])}"
+    elif isinstance(y, list | tuple):
+        found += f" of {len(y)}"
     return (
         f"{place}: gives {found}, and one tensor can be served; wrap the network so that it "
         "returns the one you need (detection heads aren't supported yet)"

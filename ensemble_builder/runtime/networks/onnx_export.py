@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ensemble_builder.errors import ConversionError
+from ensemble_builder.runtime.networks.eager import without_list
 
 INPUT = "WINDOWS"
 OUTPUT = "PREDICTION"
@@ -35,7 +36,7 @@ class InPrecision(torch.nn.Module):
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """float32 [N, C, *roi] -> float32 [N, C_out, *roi]."""
-        found: torch.Tensor = self.module(windows.to(self._dtype))
+        found: torch.Tensor = without_list(self.module(windows.to(self._dtype)))
         return found.to(torch.float32)
 
 

@@ -222,6 +222,26 @@ REFUSED: dict[str, tuple[Make, str]] = {
         _changed(evaluator={"_target_": "EnsembleEvaluator", "networks": []}),
         "EnsembleEvaluator",
     ),
+    "an evaluator of its own": (
+        _changed(evaluator={"_target_": "scripts.engine.OurEvaluator"}),
+        "nobody can know what OurEvaluator does",
+    ),
+    "an evaluator that trains": (
+        _changed(evaluator={"_target_": "SupervisedEvaluator", "mode": "train"}),
+        "mode is 'train'",
+    ),
+    "a reader that exchanges axes": (
+        _changed(
+            preprocessing=compose(
+                step("LoadImaged", "image", reader="PILReader", reverse_indexing=False)
+            )
+        ),
+        "reverse_indexing",
+    ),
+    "a random transform at the end": (
+        _changed(postprocessing=compose(step("RandGaussianNoised", prob=1.0))),
+        "postprocessing: RandGaussianNoised is random",
+    ),
     "its own prepare_batch": (
         _changed(
             evaluator={"_target_": "SupervisedEvaluator", "prepare_batch": "$lambda *a, **k: None"}

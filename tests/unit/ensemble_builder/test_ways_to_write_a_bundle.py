@@ -79,6 +79,38 @@ def test_parts_under_a_section_are_found_by_their_evaluator(tmp_path: Path) -> N
     assert _kinds(a_bundle(tmp_path / "b", {**config, "validate": section})) == ONE_MASK
 
 
+def test_the_evaluator_says_what_runs(tmp_path: Path) -> None:
+    """A part with MONAI's own id that the evaluator doesn't use is not what is served."""
+    window = {"_target_": "SlidingWindowInferer", "roi_size": [24, 16, 8]}
+    config = _config(evaluator={"_target_": "SupervisedEvaluator", "inferer": window})
+    assert read_bundle(a_bundle(tmp_path / "b", config), RANDOM).recipe.window == (1, 24, 16, 8)
+
+
+def test_the_number_of_channels_is_the_network_s(tmp_path: Path) -> None:
+    """Whatever the metadata says, which here says nothing."""
+    config = _config(network={"_target_": "UNet", **NETWORK, "in_channels": 6})
+    (one,) = read_bundle(a_bundle(tmp_path / "b", config), RANDOM).recipe.inputs
+    assert (one.layout, one.channels) == ("channels", 6)
+
+
+def test_images_of_even_sizes_are_tried_as_well(tmp_path: Path) -> None:
+    """A network that halves whole images, where nothing pads them, takes no other."""
+    bundle = read_bundle(
+        a_bundle(tmp_path / "b", _config(inferer={"_target_": "SimpleInferer"})), RANDOM
+    )
+    assert bundle.findings.example_shapes["IMAGE"] == (64, 96, 128)
+
+
+def test_cuda_by_name_is_the_device_that_serves(tmp_path: Path) -> None:
+    """A team's own machine had a GPU; a CPU serves the bundle, too."""
+    config = _config(
+        network_def={"_target_": "UNet", **NETWORK},
+        network="$@network_def.to('cuda:0').cuda()",
+        device="cuda",
+    )
+    assert _kinds(a_bundle(tmp_path / "b", config)) == ONE_MASK
+
+
 def test_the_only_thing_that_can_be_a_part_is_it(tmp_path: Path) -> None:
     """Ids of a team's own are understood where nothing else could be meant."""
     config = _config()
