@@ -14,7 +14,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from ensemble_builder.bundle import WEIGHTS_SUFFIXES, Bundle
+from ensemble_builder.bundle import Bundle
+from ensemble_builder.bundle_files import WEIGHTS_SUFFIXES
 from ensemble_builder.contract import (
     PARAMETER,
     Contract,

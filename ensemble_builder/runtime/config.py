@@ -9,7 +9,6 @@ expressions in it.
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,22 +18,20 @@ from typing import Any, cast
 import torch
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator
-from monai.transforms import Compose, LoadImage, LoadImaged, SaveImage, SaveImaged
+from monai.transforms import Compose, LoadImage, LoadImaged, SaveImaged
 
 import ensemble_builder
 from ensemble_builder.errors import BundleError
 from ensemble_builder.runtime.compatibility import modernised
-from ensemble_builder.runtime.steps import READERS, WRITERS, Loaded, Written
-
-_STEPS = "ensemble_builder.runtime.steps"
-_DICTIONARY_SUFFIXES = ("", "d", "D", "Dict")
-_READER_OPTIONS = (
-    "dtype",
-    "image_only",
-    "ensure_channel_first",
-    "meta_key_postfix",
-    "allow_missing_keys",
+from ensemble_builder.runtime.rewriting import (
+    anchor_macros,
+    components,
+    is_one_of,
+    put_device,
+    texts,
+    without_files,
 )
+from ensemble_builder.runtime.steps import READERS, Loaded, Written
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "preprocessing": ("evaluator::val_data_loader::dataset", "preprocessing", "dataset::transform"),
@@ -73,13 +70,13 @@ class BundleConfig:
         self._resolve_macros(bundle)
         self._parser["bundle_root"] = str(bundle)
         self._parser["device"] = f"$__import__('torch').device('{device}')"
-        _put_device(self._parser.config, str(device))
+        put_device(self._parser.config, str(device))
         locator = self._parser.locator
         weights_are_loaded = bool(self.components("CheckpointLoader"))
-        for place, item in list(_components(self._parser.config)):
+        for place, item in list(components(self._parser.config)):
             name = str(item["_target_"])
             located = _located(name, locator)
-            fresh = _without_files(item, name, located)
+            fresh = without_files(item, name, located)
             if fresh is None:
                 fresh, notes = modernised(item, located, weights_are_loaded)
                 self.notes += notes
@@ -96,7 +93,7 @@ class BundleConfig:
         Raises:
             BundleError: a macro that leads nowhere.
         """
-        _anchor_macros(self._parser.config, bundle)
+        anchor_macros(self._parser.config, bundle)
         try:
             self._parser.resolve_macro_and_relative_ids()
         except OSError as error:
@@ -176,8 +173,8 @@ class BundleConfig:
             return []
         found = []
         for place, item in self.components("Compose"):
-            names = [str(one["_target_"]) for _, one in _components(item)]
-            reads = any(_is_one_of(one, READERS) or one.endswith(".Loaded") for one in names)
+            names = [str(one["_target_"]) for _, one in components(item)]
+            reads = any(is_one_of(one, READERS) or one.endswith(".Loaded") for one in names)
             if reads == (part == "preprocessing"):
                 found.append(place)
         return found
@@ -194,13 +191,13 @@ class BundleConfig:
         """Ids and items whose `_target_` ends in `target`."""
         return [
             (place, item)
-            for place, item in _components(self._parser.config)
+            for place, item in components(self._parser.config)
             if str(item["_target_"]).rsplit(".", 1)[-1].endswith(target)
         ]
 
     def evaluator(self) -> Mapping[str, Any]:
         """The evaluator as it is written; nothing where there is none, or not one."""
-        found = self.raw("evaluator")
+        found = self.raw(self._follow("evaluator") or "evaluator")
         if found is None:
             others = [item for _, item in self.components("Evaluator")]
             found = others[0] if len(others) == 1 else {}
@@ -208,7 +205,7 @@ class BundleConfig:
 
     def texts(self) -> Iterator[str]:
         """Every string of the config."""
-        yield from _texts(self._parser.config)
+        yield from texts(self._parser.config)
 
     # What is instantiated -------------------------------------------------------------
 
@@ -277,64 +274,6 @@ class BundleConfig:
         return found
 
 
-def _components(config: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """All `_target_` items of a raw config with their ConfigParser ids."""
-    if isinstance(config, dict):
-        if isinstance(config.get("_target_"), str):
-            yield place, config
-        children: Any = config.items()
-    elif isinstance(config, list):
-        children = enumerate(config)
-    else:
-        return
-    for key, child in list(children):
-        yield from _components(child, f"{place}::{key}" if place else str(key))
-
-
-def _anchor_macros(config: Any, bundle: Path) -> None:
-    """Makes the files of `%file::id` absolute where the bundle has them."""
-    if not isinstance(config, dict | list):
-        return
-    for key, child in list(config.items() if isinstance(config, dict) else enumerate(config)):
-        if not (isinstance(child, str) and child.startswith("%")):
-            _anchor_macros(child, bundle)
-            continue
-        name, place = ConfigParser.split_path_id(child[1:])
-        here = [one for one in (bundle / name, bundle / "configs" / name) if one.is_file()]
-        if name and here:
-            config[key] = f"%{here[0]}::{place}"
-
-
-_NAMED_DEVICE = re.compile(
-    r"""(\.to\(|\bdevice\(|\bdevice\s*=\s*|\bmap_location\s*=\s*)(['"])cuda(:\d+)?\2"""
-)
-
-
-def _put_device(config: Any, device: str) -> None:
-    """Puts this device where a config names CUDA itself: a CPU serves it too, and any GPU."""
-    if not isinstance(config, dict | list):
-        return
-    for key, child in list(config.items() if isinstance(config, dict) else enumerate(config)):
-        if not isinstance(child, str):
-            _put_device(child, device)
-        elif child.startswith("$"):
-            named = _NAMED_DEVICE.sub(rf"\1\2{device}\2", child)
-            config[key] = named.replace(".cuda()", f".to('{device}')")
-        elif re.fullmatch(r"cuda(:\d+)?", child):
-            config[key] = device
-
-
-def _texts(config: Any) -> Iterator[str]:
-    if isinstance(config, str):
-        yield config
-    elif isinstance(config, dict):
-        for value in config.values():
-            yield from _texts(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _texts(value)
-
-
 def _located(name: str, locator: ComponentLocator) -> object:
     """The class that a `_target_` means, as ConfigParser finds it; None where there is none."""
     if name.startswith(("$", "@")):
@@ -346,53 +285,6 @@ def _located(name: str, locator: ComponentLocator) -> object:
         return locate(name)
     except Exception:  # noqa: BLE001 - a bundle's module raises what it likes; parsing says it
         return None
-
-
-def _is_one_of(name: str, names: tuple[str, ...]) -> bool:
-    last = name.rsplit(".", 1)[-1]
-    return any(last == f"{one}{suffix}" for one in names for suffix in _DICTIONARY_SUFFIXES)
-
-
-def _without_files(item: dict[str, Any], name: str, located: object) -> dict[str, Any] | None:
-    """The stand-in of a reader or a writer, None for anything else.
-
-    Replaced before anything is instantiated: an ITKReader needs itk only to be constructed.
-    """
-    kind = located if isinstance(located, type) else object
-    if "Load" in name:
-        _refuse_turned(item)
-    if _is_one_of(name, READERS) or issubclass(kind, LoadImaged | LoadImage):
-        options = {key: item[key] for key in _READER_OPTIONS if key in item}
-        array = name.endswith("LoadImage") or issubclass(kind, LoadImage)
-        return {
-            "_target_": f"{_STEPS}.Loaded",
-            "keys": item.get("keys", "image"),
-            "array": array,
-            **options,
-        }
-    if _is_one_of(name, WRITERS) or issubclass(kind, SaveImaged | SaveImage):
-        return {
-            "_target_": f"{_STEPS}.Written",
-            "keys": item.get("keys", "pred"),
-            "output_dtype": item.get("output_dtype"),
-            "scores": "Classification" in name,
-        }
-    return None
-
-
-def _refuse_turned(item: Mapping[str, Any]) -> None:
-    """A reader that exchanges axes would give another image than the one that is served."""
-    reader = item.get("reader")
-    options = {**item, **(reader if isinstance(reader, Mapping) else {})}
-    kind = str(reader.get("_target_") if isinstance(reader, Mapping) else reader)
-    usual = {"reverse_indexing": "PIL" in kind, "affine_lps_to_ras": True}
-    for key, value in usual.items():
-        if options.get(key, value) != value:
-            msg = (
-                f"preprocessing: the reader's {key} is {options[key]!r}, which lays axes out "
-                "otherwise than a request's images; leave it away and turn the image by a transform"
-            )
-            raise BundleError(msg)
 
 
 def _drop_files(compose: Compose) -> None:

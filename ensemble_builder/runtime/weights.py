@@ -18,6 +18,8 @@ from ensemble_builder.errors import BundleError
 from ensemble_builder.runtime.config import BundleConfig
 from ensemble_builder.runtime.recipe import Weights
 
+_jit: Any = torch.jit  # without types
+
 
 def network_with_weights(
     bundle: BundleConfig, network_id: str, weights: Weights, folder: Path
@@ -73,7 +75,7 @@ def is_torchscript(path: Path) -> bool:
 def _content(path: Path) -> Any:
     try:
         if is_torchscript(path):
-            return torch.jit.load(str(path), map_location="cpu").state_dict()
+            return _jit.load(str(path), map_location="cpu").state_dict()
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = (

@@ -185,7 +185,8 @@ def _with_prefix(prefix: str) -> dict[str, torch.Tensor]:
 def _torchscript(path: Path) -> None:
     module = UNet(**NETWORK)
     module.load_state_dict(_state())
-    torch.jit.script(module).save(str(path))
+    jit: Any = torch.jit  # without types
+    jit.script(module).save(str(path))
 
 
 WEIGHTS: dict[str, tuple[str, Callable[[Path], None]]] = {
