@@ -73,9 +73,8 @@ def find_inputs(
     """
     images = _image_keys(before, metadata)
     taken = _channels_taken(network)
-    extras = _likely_extras(bundle, before, images, metadata)
+    required = _likely_extras(bundle, before, images, metadata)
     failures: list[tuple[int, str, tuple[Input, ...]]] = []
-    required: list[str] = list(extras)
     tried: set[tuple[str, ...]] = set()
     while tuple(required) not in tried:
         tried.add(tuple(required))
@@ -94,7 +93,7 @@ def find_inputs(
                             "inference config with --config"
                         )
                         raise BundleError(msg) from None
-                    required.append(failed.missing)
+                    required[failed.missing] = False
                     break
     hopeful = sorted(failures, key=lambda one: -one[0])[:MOST_TRIED_LARGER]
     for size in SIZES[1:]:
@@ -175,43 +174,51 @@ def _is_image(described: Mapping[str, Any]) -> bool:
 
 def _likely_extras(
     bundle: BundleConfig, before: Compose, images: Sequence[str], metadata: Mapping[str, Any]
-) -> list[str]:
-    """Keys that come beside the images and that some transform names, such as clicks."""
+) -> dict[str, bool]:
+    """Keys beside the images that some transform names, such as clicks: is it a number?"""
     named = set(_strings([getattr(one, "__dict__", {}) for one in flat(before)]))
-    beside: list[str] = [str(key) for key in metadata]
+    beside = {str(key): False for key in metadata}
     for text in bundle.texts():
-        beside += _keys_beside(text, images)
-    beside += _literal_keys_beside(bundle, images)
-    return [
-        key
-        for key in dict.fromkeys(beside)
+        beside |= _beside(text, images)
+    beside |= _literally_beside(bundle, images)
+    return {
+        key: number
+        for key, number in beside.items()
         if key in named and key not in images and key.lower() not in LABEL_KEYS
-    ]
+    }
 
 
-def _keys_beside(text: str, images: Sequence[str]) -> list[str]:
-    """Keys of dictionaries in an expression that hold one of the images too."""
+def _beside(text: str, images: Sequence[str]) -> dict[str, bool]:
+    """Keys of dictionaries in an expression that hold one of the images too: is it a number?"""
     if not text.startswith("$"):
-        return []
+        return {}
     try:
         tree = ast.parse(re.sub(r"@[\w:#]+", "_", text[1:]).strip(), mode="eval")
     except (SyntaxError, ValueError):
-        return []
-    found: list[str] = []
+        return {}
+    found: dict[str, bool] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
-            keys = [k.value for k in node.keys if isinstance(k, ast.Constant)]
-            if any(key in images for key in keys):
-                found += [str(key) for key in keys if key not in images]
+            pairs = [
+                (str(key.value), isinstance(value, ast.Constant) and _is_number(value.value))
+                for key, value in zip(node.keys, node.values, strict=True)
+                if isinstance(key, ast.Constant)
+            ]
+            if any(key in images for key, _ in pairs):
+                found |= {key: number for key, number in pairs if key not in images}
     return found
 
 
-def _literal_keys_beside(bundle: BundleConfig, images: Sequence[str]) -> list[str]:
+def _literally_beside(bundle: BundleConfig, images: Sequence[str]) -> dict[str, bool]:
     place = bundle.raw("dataset", {})
     data = place.get("data") if isinstance(place, dict) else None
     if isinstance(data, list) and data and isinstance(data[0], dict):
-        return [str(key) for key in data[0] if key not in images]
-    return []
+        return {str(k): _is_number(value) for k, value in data[0].items() if k not in images}
+    return {}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def _strings(value: Any, depth: int = 3) -> Iterator[str]:
@@ -226,7 +233,7 @@ def _strings(value: Any, depth: int = 3) -> Iterator[str]:
 
 
 def _candidates(
-    images: Sequence[str], extras: Sequence[str], metadata: Mapping[str, Any], taken: int
+    images: Sequence[str], extras: Mapping[str, bool], metadata: Mapping[str, Any], taken: int
 ) -> Iterator[tuple[Input, ...]]:
     """Ways to read the inputs, likely ones first: all images alike before any mixture."""
     per_image = [_layouts(metadata.get(key, {}), taken) for key in images]
@@ -235,7 +242,8 @@ def _candidates(
     for combination in shapes[:64]:
         flat = any(layout in ("rgb", "gray") for layout, _ in combination)
         readings: list[tuple[Layout, int]] = [("points", 2 if flat else 3), ("value", 1)]
-        for kinds in itertools.product(*[readings for _ in extras]):
+        per_extra = [readings[::-1] if number else readings for number in extras.values()]
+        for kinds in itertools.product(*per_extra):
             single = len(images) == 1
             names = ["IMAGE"] if single else [tensor_name(key) for key in images]
             yield (

@@ -93,6 +93,16 @@ def test_the_number_of_channels_is_the_network_s(tmp_path: Path) -> None:
     assert (one.layout, one.channels) == ("channels", 6)
 
 
+def test_what_the_config_writes_as_a_number_is_one(tmp_path: Path) -> None:
+    """A prompt such as a class's number would otherwise be taken for points."""
+    config = _config(
+        dataset={"_target_": "Dataset", "data": "$[{'image': 'a.nii.gz', 'organ': 3}]"},
+        preprocessing=compose(LOAD, step("ToTensord", "organ")),
+    )
+    inputs = read_bundle(a_bundle(tmp_path / "b", config), RANDOM).recipe.inputs
+    assert [(one.key, one.layout) for one in inputs] == [("image", "volume"), ("organ", "value")]
+
+
 def test_images_of_even_sizes_are_tried_as_well(tmp_path: Path) -> None:
     """A network that halves whole images, where nothing pads them, takes no other."""
     bundle = read_bundle(
