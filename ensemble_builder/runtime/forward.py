@@ -81,7 +81,11 @@ def preprocess(
         done, shape = _from_stored(transforms, inputs, tensor, device)
     except NotRecorded as reason:
         _log.debug("the preprocessing runs as MONAI's own code: %s", reason)
-        data = loaded(inputs, tensor, device)
+        # As MONAI's readers leave images in memory: a mean in float32 adds along it.
+        data = {
+            key: value.contiguous() if isinstance(value, torch.Tensor) else value
+            for key, value in loaded(inputs, tensor, device).items()
+        }
         return transforms(data), input_shape(inputs, data)
     if check:
         _compare(transforms(loaded(inputs, tensor, device)), done)

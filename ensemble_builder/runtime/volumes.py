@@ -1,15 +1,15 @@
 """Between the contract's images and MONAI's: axes, frames of reference, rescaling.
 
 The contract speaks DICOM ([K, J, I], LPS, stored values); MONAI speaks NIfTI ([I, J, K],
-RAS, modality values). Nothing is flipped for it: the frame is a sign in the affine. Photographs
-are [H, W, C] here and [W, H, C] there, as PIL's reader gives them.
+RAS, modality values). Nothing is copied or flipped for it: the axes are a view, the frame is
+a sign in the affine. Photographs are [H, W, C] here and [W, H, C] there, as PIL's reader
+gives them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.utils import SpaceKeys
@@ -45,16 +45,19 @@ def monai_image(
         names: Of the three tensors, for the sentences.
 
     Returns:
-        float32 [I, J, K], [C, I, J, K] or [I, J] with a RAS affine, in the order of memory that
-        MONAI's readers give: a mean in float32 adds along the memory, and its last bit counts.
+        float32 [I, J, K], [C, I, J, K] or [I, J] with a RAS affine, a view of slice-ordered
+        memory.
 
     Raises:
         InputError: shapes that don't fit together, or an affine that isn't one.
     """
-    shape, meta = image_meta(stored, rescale, affine_lps, layout, names)
-    values = torch.empty(shape, dtype=torch.float32, device=stored.device)
-    axes = (0, 3, 2, 1) if layout == "channels" else tuple(reversed(range(stored.ndim)))
-    _rescale(stored, rescale.reshape(*stored.shape[:-2], 2), values.permute(axes))
+    _, meta = image_meta(stored, rescale, affine_lps, layout, names)
+    values = _rescaled(stored.reshape(-1, *stored.shape[-2:]), rescale.reshape(-1, 2))
+    values = values.reshape(stored.shape)
+    if layout == "channels":
+        values = values.permute(0, 3, 2, 1)
+    else:
+        values = values.permute(*reversed(range(values.ndim)))
     return MetaTensor(values, meta=meta)
 
 
@@ -102,7 +105,7 @@ def image_meta(
 
 
 def photograph(pixels: torch.Tensor, name: str = "IMAGE") -> MetaTensor:
-    """A photograph as PIL's reader would have loaded it: uint8 [W, H, C].
+    """A photograph as PIL's reader would have loaded it: uint8 [W, H, C], a view.
 
     Args:
         pixels: uint8 [H, W, C].
@@ -119,7 +122,7 @@ def photograph(pixels: torch.Tensor, name: str = "IMAGE") -> MetaTensor:
         "original_channel_dim": -1,
         "spatial_shape": (pixels.shape[1], pixels.shape[0]),
     }
-    return MetaTensor(pixels.permute(1, 0, 2).contiguous(), meta=meta)
+    return MetaTensor(pixels.permute(1, 0, 2), meta=meta)
 
 
 def _check_affine(affine_lps: torch.Tensor, name: str) -> None:
@@ -148,20 +151,14 @@ def is_exact_in_float32(stored: torch.Tensor, rescale: torch.Tensor) -> bool:
     return slope * 32768 + intercept < 2**24
 
 
-def _rescale(stored: torch.Tensor, rescale: torch.Tensor, values: torch.Tensor) -> None:
-    """Modality values in float32: float64 arithmetic, rounded once (PS3.3 C.11.1).
-
-    Args:
-        stored: [..., J, I].
-        rescale: float64 [..., 2], slope and intercept of each slice.
-        values: float32 of the shape of `stored`, in any order of memory; written.
-    """
+def _rescaled(stored: torch.Tensor, rescale: torch.Tensor) -> torch.Tensor:
+    """Modality values in float32: float64 arithmetic, rounded once (PS3.3 C.11.1)."""
     if is_exact_in_float32(stored, rescale):
         # Integers below 2**24 are exact in float32: the same result in half the memory.
-        factors = rescale.to(stored.device, torch.float32)[..., None, None, :]
-        values.copy_(stored)
-        values.mul_(factors[..., 0]).add_(factors[..., 1])
-        return
-    for place in np.ndindex(tuple(stored.shape[:-2])):
-        slope, intercept = rescale[place].tolist()
-        values[place] = stored[place].to(torch.float64).mul_(slope).add_(intercept)
+        factors = rescale.to(stored.device, torch.float32)
+        values = stored.to(torch.float32)
+        return values.mul_(factors[:, 0, None, None]).add_(factors[:, 1, None, None])
+    values = torch.empty(stored.shape, dtype=torch.float32, device=stored.device)
+    for k, (slope, intercept) in enumerate(rescale.tolist()):
+        values[k] = stored[k].to(torch.float64).mul_(slope).add_(intercept)
+    return values

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble_builder.runtime.volumes import (
-    InputError,
-    is_exact_in_float32,
-    monai_image,
-    photograph,
-)
+from ensemble_builder.runtime.volumes import InputError, is_exact_in_float32, monai_image
 
 AFFINE = torch.tensor(
     [[0.5, 0, 0, -100], [0, 0.6, 0, -90], [0, 0, 3, 40], [0, 0, 0, 1]], dtype=torch.float64
@@ -95,15 +90,3 @@ def test_the_short_way_is_taken_where_it_is_exact(
     plain = (stored.to(torch.float64) * slope + intercept).to(torch.float32)
     image = monai_image(stored, rescale, AFFINE).as_tensor()
     assert torch.equal(plain.permute(2, 1, 0), image)
-
-
-def test_an_image_lies_in_memory_as_monai_s_readers_leave_it() -> None:
-    """A mean in float32 adds along the memory, so another order would change its last bit."""
-    stored = torch.arange(2 * 3 * 4, dtype=torch.int16).reshape(2, 3, 4)
-    assert monai_image(stored, _rescale(2), AFFINE).is_contiguous()
-    channels = torch.stack([stored, stored + 1])
-    rescale = torch.stack([_rescale(2), _rescale(2, 0.1)])
-    image = monai_image(channels, rescale, AFFINE, "channels")
-    assert image.shape == (2, 4, 3, 2)
-    assert image.is_contiguous()
-    assert photograph(torch.zeros(5, 4, 3, dtype=torch.uint8)).is_contiguous()
