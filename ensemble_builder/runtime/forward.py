@@ -16,6 +16,7 @@ import logging
 import mmap
 import os
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,7 +191,6 @@ def _resampled(source: _Stored, steps: Sequence[Step]) -> torch.Tensor:
         msg = "padding"
         raise NotRecorded(msg)
     grid = Grid(sample, tuple(m.length for m in turned), tuple(maps), _CPU)
-    rows = _Rows(source, turned, [m.axis for m in reversed(maps)], sample.theta.dtype)
     # The order counts: a mean in float32 adds along the memory. A permutation after the
     # resampling is a view there, and a flip keeps the order.
     order = sorted(range(len(maps)), key=lambda final: maps[final].axis)
@@ -199,12 +199,15 @@ def _resampled(source: _Stored, steps: Sequence[Step]) -> torch.Tensor:
     points = _Points(grid)
     depth, plane = len(maps[-1].index), points.plane
     step = max(2, SLAB_POINTS // plane // 2 * 2)  # even, for two threads or more to share
-    for first in range(0, depth, step):
-        last = min(first + step, depth)
-        rows.hold(*_rows_read(grid, first, last))
-        values = grid.interpolate(rows.image, points.part(first, last))
-        values = values.view(source.channels, last - first, *points.plane_shape)
-        result[..., first:last].copy_(values.permute(0, 3, 2, 1))
+    order_read = [m.axis for m in reversed(maps)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        rows = _Rows(source, turned, order_read, sample.theta.dtype, pool)
+        for first in range(0, depth, step):
+            last = min(first + step, depth)
+            rows.hold(*_rows_read(grid, first, last))
+            values = grid.interpolate(rows.image, points.part(first, last))
+            values = values.view(source.channels, last - first, *points.plane_shape)
+            result[..., first:last].copy_(values.permute(0, 3, 2, 1))
     return result
 
 
@@ -285,6 +288,7 @@ class _Rows:
         turned: Sequence[AxisMap],
         order: Sequence[int],
         dtype: torch.dtype,
+        pool: Executor,
     ) -> None:
         """Reserves addresses.
 
@@ -293,7 +297,9 @@ class _Rows:
             turned: Where each axis of the image that is resampled comes from.
             order: Those axes in the order of the memory, the one of the slabs first.
             dtype: Of the resampling.
+            pool: Fills rows beside each other.
         """
+        self._pool = pool
         dims = [3 - turned[a].axis for a in order]
         values = source.values.numpy().transpose(0, *dims)
         slices = (slice(None), *(_slice(turned[a].index) for a in order))
@@ -332,12 +338,14 @@ class _Rows:
         self._held = (first, last)
 
     def _fill(self, first: int, last: int) -> None:
-        if last <= first:
-            return
-        part = slice(first, last)
-        values, into = self._values[:, part], self._floats[:, part]
+        # One by one, so that what is converted is still in the cache when it is rescaled.
+        for _ in self._pool.map(self._fill_row, range(first, last)):
+            pass
+
+    def _fill_row(self, row: int) -> None:
+        values, into = self._values[:, row], self._floats[:, row]
         slope, intercept = (
-            f[:, part] if f.shape[1] > 1 else f for f in (self._slope, self._intercept)
+            f[:, row if f.shape[1] > 1 else 0] for f in (self._slope, self._intercept)
         )
         if not self._exact:
             # Rounded to float32 once, as a reader's image is, whatever the resampling uses.

@@ -1,0 +1,376 @@
+"""From the last C-STORE response to the SEG's arrival, beside the network alone.
+
+In: a bundle and a study. Out: seconds of the whole road after the study is in, of MONAI's
+sliding window with the same runtime measured alone, and of MONAI warm in one process, all three
+in turns; and where the road's time went, from the job's own story. One hospital both sends and
+takes the SEG, in this process. `python -m perf.arrival BUNDLE` prints it. Nothing survives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+import yaml
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import SegmentationStorage
+
+from clients.demo.phantom_study import write_phantom_study
+from clients.infer import stored_volume
+from dicom_gateway.database import job_events, jobs, open_database, reading
+from ensemble_builder.plan import plan
+from ensemble_builder.repository import write
+from ensemble_builder.server import TritonServer
+from perf.intake import started
+from perf.measure import Measurement, describe_machine
+from perf.peers.bundle_run import serve_warm
+from perf.peers.case import Case, Volume
+from perf.report import Report, Shown
+from perf.road import RoadFailed, free_port
+from perf.sections import Found
+from perf.studies import StudyTemplate
+from perf.workers import same_threads, told, worker
+
+WIDEST = 1.15
+"""How many times the network's own time a whole study may take, where the network is large."""
+
+SMALL_NETWORK = {"lung_ct": 0.25}
+"""Where the network is the smallest part: at most this share of MONAI's warm process."""
+
+_TITLE, _HOSPITAL = "ARRIVAL", "HOSPITAL"
+_TIMEOUT_S = 1200.0
+_STAGES = ("assembled", "inferred", "encoded")
+
+
+class Hospital:
+    """Sends a study, and waits for what comes back."""
+
+    def __init__(self, port: int) -> None:
+        """Opens its door.
+
+        Args:
+            port: Where SEGs come in.
+        """
+        self._arrived: dict[str, float] = {}
+        self._news = threading.Condition()
+        self._ae = AE(ae_title=_HOSPITAL)
+        self._ae.add_supported_context(SegmentationStorage)
+        self._server = self._ae.start_server(
+            ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)]
+        )
+
+    def _take(self, event: evt.Event) -> int:
+        at_s = time.perf_counter()
+        with self._news:
+            self._arrived[str(event.dataset.StudyInstanceUID)] = at_s
+            self._news.notify_all()
+        return 0x0000
+
+    def send(self, port: int, study: StudyTemplate) -> float:
+        """Sends all instances by one association.
+
+        Returns:
+            When the last response had come, on `time.perf_counter`.
+
+        Raises:
+            RoadFailed: one of them was not taken.
+        """
+        sender = AE(ae_title=_HOSPITAL)
+        for sop_class, syntax in study.contexts:
+            sender.add_requested_context(sop_class, syntax)
+        association = sender.associate("127.0.0.1", port, ae_title=_TITLE)
+        if not association.is_established:
+            msg = "the gateway doesn't take the association"
+            raise RoadFailed(msg)
+        at_s = 0.0
+        for dataset in study:
+            status = association.send_c_store(dataset)
+            at_s = time.perf_counter()
+            if "Status" not in status or status.Status != 0:
+                msg = "the gateway didn't take an instance"
+                raise RoadFailed(msg)
+        association.release()
+        return at_s
+
+    def wait(self, study_instance_uid: str) -> float:
+        """When the SEG of a study was here, on `time.perf_counter`.
+
+        Raises:
+            RoadFailed: it didn't come.
+        """
+        with self._news:
+            if not self._news.wait_for(lambda: study_instance_uid in self._arrived, _TIMEOUT_S):
+                msg = "no SEG came back; see the gateway's log"
+                raise RoadFailed(msg)
+            return self._arrived[study_instance_uid]
+
+    def close(self) -> None:
+        """Shuts its door."""
+        self._server.shutdown()
+
+
+def serve_network(pipe: Connection, case: Case, runtime: str) -> None:
+    """The network under MONAI's own inferer, on one volume after the other.
+
+    For each `Volume` it answers how many seconds the inferer took, and how many of them the
+    network.
+    """
+    import torch  # noqa: PLC0415 - in the child
+
+    from ensemble_builder.runtime.networks import load_network  # noqa: PLC0415
+    from ensemble_builder.verify.monai import stored_as_read  # noqa: PLC0415
+    from perf.outside import Clocked  # noqa: PLC0415
+
+    found = case.read(runtime)
+    recipe, device = found.recipe, torch.device("cpu")
+    config = recipe.open(found.folder, device)
+    inferer, before = config.inferer(), config.preprocessing()
+    network = Clocked(load_network(config, recipe, found.folder, device))
+    inputs: dict[str, Any] = {}
+    pipe.send("ready")
+    with torch.no_grad():
+        while isinstance(volume := pipe.recv(), Volume):
+            if volume.name not in inputs:
+                request = volume.request()
+                images = {one.key: stored_as_read(one, request) for one in recipe.inputs}
+                inputs[volume.name] = before(images)[recipe.network_key][None].float()
+            network.forget()
+            began_s = time.perf_counter()
+            inferer(inputs[volume.name], network)
+            pipe.send((time.perf_counter() - began_s, network.seconds))
+
+
+@dataclass
+class Arrivals:
+    """What was found for one bundle and one study.
+
+    Attributes:
+        road_s: From the last response to the SEG.
+        window_s: MONAI's sliding window alone.
+        network_s: Of these, the network itself.
+        warm_s: MONAI in one warm process, the whole study without files.
+        stages_s: A stage of the job -> its seconds in each round.
+    """
+
+    bundle: str
+    study: str
+    quiet_s: float
+    road_s: list[float] = field(default_factory=list)
+    window_s: list[float] = field(default_factory=list)
+    network_s: list[float] = field(default_factory=list)
+    warm_s: list[float] = field(default_factory=list)
+    stages_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def found(self) -> Found:
+        """For the report."""
+        name = f"{self.bundle}, {self.study}, arrival"
+        rows = [
+            ("tritome, last response to SEG", self.road_s),
+            ("MONAI's sliding window alone, same runtime", self.window_s),
+            ("of these the network", self.network_s),
+            *((f"tritome, stage {stage}", seconds) for stage, seconds in self.stages_s.items()),
+            ("bundle_run warm", self.warm_s),
+        ]
+        measured = [Measurement.of(f"{name}: {what}", s) for what, s in rows if s]
+        n = len(self.road_s)
+        shown = []
+        share = SMALL_NETWORK.get(self.bundle)
+        if share is None:
+            what = f"{name}: share of the network's sliding window alone"
+            shown.append(Shown(what, _ratio(self.road_s, self.window_s), WIDEST, at_most=True, n=n))
+        if self.warm_s:
+            what = f"{name}: share of bundle_run warm"
+            wanted = 1.0 if share is None else share
+            shown.append(Shown(what, _ratio(self.road_s, self.warm_s), wanted, at_most=True, n=n))
+        return Found(measured, shown)
+
+
+def _ratio(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    """Median over the rounds, so that load counts for both."""
+    return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+
+
+def measure(
+    bundle: Path,
+    study: Path,
+    name: str,
+    rounds: int,
+    quiet_s: float = 0.0,
+    *,
+    warm: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> Arrivals:
+    """Lets road, network and MONAI take turns.
+
+    Args:
+        bundle: A MONAI bundle; random weights of seed 0 where it has none.
+        study: A folder with one CT series.
+        name: Of the study, for the report.
+        rounds: That count; one more before them warms up.
+        quiet_s: How long the gateway waits for more after the association has ended.
+        warm: Let MONAI's warm process take part.
+        say: Hears how far it is.
+
+    Raises:
+        RoadFailed: a study got lost.
+        PeerFailed: a process ended.
+        BuilderError: the bundle can't be built or served.
+    """
+    image, rescale, affine = stored_volume(study)
+    volume = Volume(name, image, rescale, affine.astype(np.float32).astype(np.float64))
+    with (
+        tempfile.TemporaryDirectory(prefix="tritome-arrival-") as place,
+        contextlib.ExitStack() as s,
+    ):
+        scratch = Path(place)
+        case = Case.prepare(bundle, scratch / "bundle")
+        list(write(plan(case.read("auto", case.name)), scratch / "repository"))
+        log = scratch / "triton.log"
+        server = s.enter_context(TritonServer(scratch / "repository", log=log, watch=False))
+        alone = s.enter_context(worker(serve_network, case, "auto"))
+        told(alone)
+        monai = s.enter_context(worker(serve_warm, case, "cpu")) if warm else None
+        if monai is not None:
+            told(monai)
+        port, back = free_port(), free_port()
+        hospital = Hospital(back)
+        s.callback(hospital.close)
+        home = scratch / "gateway"
+        settings = _settings(case.name, server.grpc_url, port, back, quiet_s)
+        settings["triton"]["arena-bytes"] = max(1 << 24, 8 * volume.image.size)
+        home.mkdir()
+        (home / "gateway.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        command = [sys.executable, "-m", "dicom_gateway", "--config", "gateway.yaml"]
+        s.enter_context(started(command, port, home))
+        engine = open_database(f"sqlite:///{home}/store/index.sqlite")
+        s.callback(engine.dispose)
+        template = StudyTemplate(study)
+        found = Arrivals(case.name, name, quiet_s)
+        for number in range(rounds + 1):
+            uid = template.renew()
+            sent_s = hospital.send(port, template)
+            road_s = hospital.wait(uid) - sent_s
+            alone.send(volume)
+            window_s, network_s = told(alone)
+            warm_s = None
+            if monai is not None:
+                monai.send(volume)
+                warm_s = told(monai)[0]
+            say(
+                f"{case.name}, {name}, round {number} of {rounds}: {road_s:.2f} s, "
+                f"sliding window alone {window_s:.2f} s"
+                + ("" if warm_s is None else f", bundle_run warm {warm_s:.2f} s")
+            )
+            if number == 0:  # it warms up
+                continue
+            found.road_s.append(road_s)
+            found.window_s.append(window_s)
+            found.network_s.append(network_s)
+            if warm_s is not None:
+                found.warm_s.append(warm_s)
+            for stage, seconds in _stages(engine, uid):
+                found.stages_s[stage].append(seconds)
+    return found
+
+
+def _settings(
+    pipeline: str, triton_url: str, port: int, back: int, quiet_s: float
+) -> dict[str, Any]:
+    pacs = {"name": "hospital", "host-ip": "127.0.0.1", "port": back, "ae-title": _HOSPITAL}
+    title = {"ae-title": _TITLE, "pipelines": [pipeline], "destinations": ["hospital"]}
+    scp = {
+        "host": "127.0.0.1",
+        "port": port,
+        "reject-unknown-sources": False,
+        "ae-titles": [title],
+    }
+    return {
+        "dicom": {"scp": scp, "scu": {"destinations": [pacs]}},
+        "completeness": {"after-release-s": quiet_s},
+        "triton": {"url": triton_url},
+        "store": {"folder": "store"},
+    }
+
+
+def _stages(engine: sa.Engine, study_instance_uid: str) -> Iterator[tuple[str, float]]:
+    """The job's stages and their seconds, from its own story."""
+    query = (
+        sa.select(job_events.c.stage, job_events.c.duration_s)
+        .join(jobs, jobs.c.job_id == job_events.c.job_id)
+        .where(
+            jobs.c.study_instance_uid == study_instance_uid,
+            job_events.c.stage.in_(_STAGES),
+        )
+    )
+    with reading(engine) as connection:
+        for stage, duration_s in connection.execute(query):
+            yield str(stage), float(duration_s)
+
+
+def a_chest(folder: Path, slices: int) -> Path:
+    """A generated chest CT of 512 x 512."""
+    write_phantom_study(
+        folder,
+        seed=20,
+        shape_kji=(slices, 512, 512),
+        spacing_mm=(320.0 / slices, 400.0 / 512, 400.0 / 512),
+    )
+    return folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table, and writes it where told."""
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.arrival", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("bundle", type=Path, nargs="+")
+    parser.add_argument("--study", type=Path, action="append", default=[], help="a DICOM folder")
+    parser.add_argument("--slices", type=int, help="a generated chest of so many, too")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quiet-s", type=float, default=0.0, help="completeness.after-release-s")
+    parser.add_argument("--no-warm", action="store_true", help="without MONAI's warm process")
+    parser.add_argument("--out", type=Path, help="folder for the report")
+    chosen = parser.parse_args(arguments)
+    same_threads()
+    setting = describe_machine() | {"after-release-s": f"{chosen.quiet_s:g}"}
+    measurements, shown = [], []
+    with tempfile.TemporaryDirectory(prefix="tritome-arrival-") as place:
+        studies = {path.name: path for path in chosen.study}
+        if chosen.slices:
+            name = f"chest of {chosen.slices} slices"
+            studies[name] = a_chest(Path(place) / "chest", chosen.slices)
+        for bundle in chosen.bundle:
+            for name, study in studies.items():
+                found = measure(
+                    bundle,
+                    study,
+                    name,
+                    chosen.rounds,
+                    chosen.quiet_s,
+                    warm=not chosen.no_warm,
+                    say=print,
+                ).found()
+                measurements += found.measurements
+                shown += found.shown
+    report = Report(setting, measurements, shown)
+    print(report.markdown())
+    if chosen.out:
+        report.write(chosen.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
