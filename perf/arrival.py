@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 import yaml
+from pydicom.uid import SegmentationStorage
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import SegmentationStorage
+from tritonclient.grpc import InferenceServerClient
 
 from clients.demo.phantom_study import write_phantom_study
 from clients.infer import stored_volume
@@ -68,7 +69,7 @@ class Hospital:
         self._news = threading.Condition()
         self._ae = AE(ae_title=_HOSPITAL)
         self._ae.add_supported_context(SegmentationStorage)
-        self._server = self._ae.start_server(
+        self._ae.start_server(
             ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)]
         )
 
@@ -119,7 +120,7 @@ class Hospital:
 
     def close(self) -> None:
         """Shuts its door."""
-        self._server.shutdown()
+        self._ae.shutdown()
 
 
 def serve_network(pipe: Connection, case: Case, runtime: str) -> None:
@@ -162,7 +163,7 @@ class Arrivals:
         window_s: MONAI's sliding window alone.
         network_s: Of these, the network itself.
         warm_s: MONAI in one warm process, the whole study without files.
-        stages_s: A stage of the job -> its seconds in each round.
+        stages_s: A stage of the job, or a step in Triton -> its seconds in each round.
     """
 
     bundle: str
@@ -181,7 +182,7 @@ class Arrivals:
             ("tritome, last response to SEG", self.road_s),
             ("MONAI's sliding window alone, same runtime", self.window_s),
             ("of these the network", self.network_s),
-            *((f"tritome, stage {stage}", seconds) for stage, seconds in self.stages_s.items()),
+            *((f"tritome, {stage}", seconds) for stage, seconds in self.stages_s.items()),
             ("bundle_run warm", self.warm_s),
         ]
         measured = [Measurement.of(f"{name}: {what}", s) for what, s in rows if s]
@@ -257,12 +258,15 @@ def measure(
         s.enter_context(started(command, port, home))
         engine = open_database(f"sqlite:///{home}/store/index.sqlite")
         s.callback(engine.dispose)
+        triton = s.enter_context(InferenceServerClient(server.grpc_url))
         template = StudyTemplate(study)
         found = Arrivals(case.name, name, quiet_s)
         for number in range(rounds + 1):
             uid = template.renew()
+            before_s = _steps(triton)
             sent_s = hospital.send(port, template)
             road_s = hospital.wait(uid) - sent_s
+            steps_s = {step: s - before_s[step] for step, s in _steps(triton).items()}
             alone.send(volume)
             window_s, network_s = told(alone)
             warm_s = None
@@ -282,7 +286,10 @@ def measure(
             if warm_s is not None:
                 found.warm_s.append(warm_s)
             for stage, seconds in _stages(engine, uid):
-                found.stages_s[stage].append(seconds)
+                found.stages_s[f"stage {stage}"].append(seconds)
+            for step, seconds in steps_s.items():
+                if step != case.name:
+                    found.stages_s[f"of inferred, {step}"].append(seconds)
     return found
 
 
@@ -318,6 +325,12 @@ def _stages(engine: sa.Engine, study_instance_uid: str) -> Iterator[tuple[str, f
     with reading(engine) as connection:
         for stage, duration_s in connection.execute(query):
             yield str(stage), float(duration_s)
+
+
+def _steps(triton: InferenceServerClient) -> dict[str, float]:
+    """Seconds that each model has computed so far, by Triton's own statistics."""
+    found = triton.get_inference_statistics()
+    return {one.name: one.inference_stats.compute_infer.ns / 1e9 for one in found.model_stats}
 
 
 def a_chest(folder: Path, slices: int) -> Path:

@@ -116,16 +116,17 @@ class NearlyLabels:
         if self.signed:
             value = values[0].numpy()
             np.greater(value, 0, out=out.view(np.bool_) if out.itemsize == 1 else out)
-            return np.abs(value)
+            lead: NDArray[np.float32] = np.abs(value)
+            return lead
         best = values[0].clone()
         second = torch.full_like(best, -torch.inf)
         out.fill(0)
         for channel in range(1, len(values)):
-            value = values[channel]
-            np.copyto(out, channel, where=value.numpy() > best.numpy())
-            torch.maximum(second, torch.minimum(best, value), out=second)
-            torch.maximum(best, value, out=best)
-        lead: NDArray[np.float32] = best.sub_(second).numpy()
+            now = values[channel]
+            np.copyto(out, channel, where=now.numpy() > best.numpy())
+            torch.maximum(second, torch.minimum(best, now), out=second)
+            torch.maximum(best, now, out=best)
+        lead = best.sub_(second).numpy()
         return lead
 
     def _across(self, k: int) -> torch.Tensor:
