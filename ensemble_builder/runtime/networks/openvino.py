@@ -15,6 +15,7 @@ import torch
 
 from ensemble_builder.errors import ConversionError
 from ensemble_builder.runtime.networks.joined import joined
+from ensemble_builder.runtime.networks.norms import with_accurate_norms
 from ensemble_builder.runtime.networks.protocol import NetworkOptions
 
 LARGEST_IN_STREAMS = 128**3
@@ -70,7 +71,8 @@ class OpenVINONetwork:
         try:
             with warnings.catch_warnings(), _root_logger_as_it_was():
                 warnings.simplefilter("ignore")  # torch.jit.trace's, about python control flow
-                model = openvino.convert_model(module, example_input=example)
+                accurate = with_accurate_norms(module)
+                model = openvino.convert_model(accurate, example_input=example)
             model.reshape(shape)
             # Always said: left alone it takes bf16 on CPUs that have it.
             self._compiled = openvino.Core().compile_model(model, "CPU", hints)
@@ -90,7 +92,7 @@ class OpenVINONetwork:
         Keep the windows unchanged until the result is there.
         """
         plain = windows.as_subclass(torch.Tensor)
-        return joined([self._pool.submit(self._compute, part) for part in plain.split(1)])
+        return joined([self._pool.submit(self._compute, part) for part in torch.split(plain, 1)])
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
         """float32 [N, C, *roi] -> float32 [N, C_out, *roi]."""
