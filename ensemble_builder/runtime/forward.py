@@ -36,13 +36,21 @@ from monai.transforms.compose import execute_compose
 from numpy.typing import NDArray
 
 from ensemble_builder.errors import ParityError
-from ensemble_builder.runtime.axes import AxisMap, axis_maps
+from ensemble_builder.runtime.axes import AxisMap, apply, axis_maps
 from ensemble_builder.runtime.fusion import CHECK, changes_nothing, differing, is_plain
 from ensemble_builder.runtime.grid import Grid
 from ensemble_builder.runtime.inputs import Input
 from ensemble_builder.runtime.loading import Reader, input_shape, loaded
 from ensemble_builder.runtime.planes import PlaneResampling
-from ensemble_builder.runtime.recording import Cast, NotRecorded, Sample, Step, record
+from ensemble_builder.runtime.recording import (
+    Cast,
+    Flip,
+    NotRecorded,
+    Permute,
+    Sample,
+    Step,
+    record,
+)
 from ensemble_builder.runtime.steps import Loaded
 from ensemble_builder.runtime.volumes import image_meta, is_exact_in_float32
 
@@ -217,9 +225,8 @@ def _resampled(
         msg = "padding"
         raise NotRecorded(msg)
     grid = Grid(sample, tuple(m.length for m in turned), tuple(maps), _CPU)
-    # The order counts: a mean in float32 adds along the memory. A permutation after the
-    # resampling is a view there, and a flip keeps the order.
-    order = sorted(range(len(maps)), key=lambda final: maps[final].axis)
+    # The order counts: a mean in float32 adds along the memory.
+    order = _order_of_memory(source.channels, sample.size, maps, after)
     result = torch.empty(source.channels, *(len(maps[final].index) for final in order))
     result = result.permute(0, *(order.index(final) + 1 for final in range(len(maps))))
     points = _Points(grid)
@@ -246,6 +253,24 @@ def _resampled(
                 done = torch.as_tensor(one(done)).as_subclass(torch.Tensor)
             result[..., first:last].copy_(done.permute(0, 3, 2, 1))
     return result
+
+
+def _order_of_memory(
+    channels: int, size: Sequence[int], maps: Sequence[AxisMap], after: Sequence[Step]
+) -> list[int]:
+    """Final axes in the order of memory that MONAI's result has, the slowest first.
+
+    A permutation is a view, and a flip keeps the order. But each of MONAI's transforms begins by
+    `to(memory_format=contiguous)`, which PyTorch heeds only where it takes a tensor for one with
+    its channels last. So it is asked, on a tensor of a few voxels.
+    """
+    axes = sorted(range(len(maps)), key=lambda final: maps[final].axis)
+    if not all(isinstance(step, Flip | Permute) for step in after):
+        return axes
+    probe = torch.empty(min(channels, 2), *(min(n, 2 + axis) for axis, n in enumerate(size)))
+    for step in after:
+        probe = apply(probe.to(torch.float32, memory_format=torch.contiguous_format), step)
+    return sorted(axes, key=lambda final: -probe.stride(final + 1))
 
 
 def _nearly_all(  # noqa: PLR0917 - who computes what

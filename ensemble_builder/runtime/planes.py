@@ -158,7 +158,8 @@ class PlaneResampling:
         def plane(place: tuple[int, int]) -> Indices:
             channel, k = place
             places = self._mixed(channel, k, out[channel, k - first])
-            return places + (k - first) * out[0, 0].size
+            places += (k - first) * out[0, 0].size
+            return places
 
         found = []
         for channel in range(len(self._stored)):

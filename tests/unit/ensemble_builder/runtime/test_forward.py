@@ -243,7 +243,8 @@ def test_pytorch_computes_but_a_few_points(whole: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward, "_Rows", Watched)
         patch.setattr(forward.Grid, "interpolate", counted)
-        expected, actual = both(a_bundles(), request)
+        # Half-way between two numbers of 24 bits is a tie, which PyTorch decides: not here.
+        expected, actual = both(a_bundles(pixdim=(1.37, 1.21, 2.03)), request)
     assert_equal(expected, actual)
     assert sum(computed) < 0.01 * actual.numel()
 
