@@ -73,8 +73,8 @@ def test_each_study_is_new_and_waited_for(tmp_path: Path) -> None:
             tmp_path, tmp_path / "study", port=peer.port, receive_port=receive_port, studies=2
         )
     assert len(set(peer.studies)) == 3
-    assert (sent.name, sent.repetitions) == ("study sent", 2)
-    assert (answered.name, answered.repetitions) == ("study to result", 2)
+    assert (sent.name, sent.repetitions) == ("C-STORE, study sent", 2)
+    assert (answered.name, answered.repetitions) == ("C-STORE, study to result", 2)
     assert answered.median_s > sent.median_s > 0
 
 
