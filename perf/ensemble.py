@@ -18,9 +18,7 @@ from ensemble_builder.verify.triton import ask
 from perf.analyzer import ROADS, Analyzer, ModelInput, Road, write_input
 from perf.measure import Measurement
 from perf.sections import Found
-from perf.stage import Stage
-
-_MODEL = "lung_ct"
+from perf.stage import MODEL, Stage
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -81,18 +79,18 @@ def measure(stage: Stage) -> Found:
         written = {
             model: write_input(folder / model, inputs, outputs)
             for model, (inputs, outputs) in requests(
-                server.grpc_url, _MODEL, stage.chest.request()
+                server.grpc_url, MODEL, stage.chest.request()
             ).items()
         }
-        title = f"perf_analyzer, {_MODEL}, {stage.chest.name}"
+        title = f"perf_analyzer, {MODEL}, {stage.chest.name}"
         rows = [
-            _Row(f"{title}: the ensemble over {road.name}", road, _MODEL, written[_MODEL])
+            _Row(f"{title}: the ensemble over {road.name}", road, MODEL, written[MODEL])
             for road in ROADS
         ]
         rows += [
             _Row(f"{title}: {model} over {ROADS[-1].name}", ROADS[-1], model, request)
             for model, request in written.items()
-            if model != _MODEL
+            if model != MODEL
         ]
         seconds: dict[str, list[float]] = {row.name: [] for row in rows}
         for number in range(stage.plan.rounds + 1):

@@ -41,7 +41,7 @@ from perf.measure import Measurement, ratio
 from perf.report import Shown
 from perf.road import free_port
 from perf.sections import Found
-from perf.stage import Stage
+from perf.stage import MODEL, Stage
 from perf.studies import StudyTemplate
 
 NAMES = {
@@ -64,7 +64,7 @@ def write_compressed(source: Path, folder: Path, syntax: UID) -> list[Path]:
     template.renew()
     paths = []
     for number, ds in enumerate(template):
-        if syntax != ExplicitVRLittleEndian:
+        if ds.file_meta.TransferSyntaxUID != syntax:
             ds.compress(syntax, generate_instance_uid=False)
         path = folder / f"{number:05d}.dcm"
         ds.save_as(path, enforce_file_format=True)
@@ -164,11 +164,11 @@ def measure(stage: Stage) -> Found:
                     "host": "127.0.0.1",
                     "port": port,
                     "reject-unknown-sources": False,
-                    "ae-titles": [{"ae-title": _AE_TITLE, "pipelines": ["lung_ct"]}],
+                    "ae-titles": [{"ae-title": _AE_TITLE, "pipelines": [MODEL]}],
                 }
             },
             "completeness": {"after-release-s": 0.0},
-            "triton": {"url": server.grpc_url, "arena-bytes": stage.plan.arena_bytes},
+            "triton": {"url": server.grpc_url, "arena-bytes": 1 << 30},
             "store": {"folder": "store"},
         }
         (home / "gateway.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -176,11 +176,13 @@ def measure(stage: Stage) -> Found:
         open_.enter_context(started(command, port, home))
         engine = open_database(f"sqlite:///{home}/store/index.sqlite")
         open_.callback(engine.dispose)
+        for syntax, name in NAMES.items():
+            write_compressed(stage.study, folder / name, syntax)
         for number in range(stage.plan.rounds + 1):
             stage.say(f"handover: round {number} of {stage.plan.rounds}")
-            for syntax in NAMES:
+            for syntax, name in NAMES.items():
                 files = folder / "files"
-                paths = write_compressed(stage.study, files, syntax)
+                paths = write_compressed(folder / name, files, syntax)
                 alone_s = decoding_s(paths, decoders)
                 _send(port, files, syntax)
                 uid = str(pydicom.dcmread(paths[0]).SeriesInstanceUID)

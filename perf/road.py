@@ -21,7 +21,7 @@ import yaml
 
 from perf.measure import Measurement
 from perf.sections import Found
-from perf.stage import Stage
+from perf.stage import MODEL, Stage
 
 CALLED_AE_TITLE = "LUNG_CT"
 CALLING_AE_TITLE = "LOCUST"
@@ -67,7 +67,7 @@ def gateway(
                 "ae-titles": [
                     {
                         "ae-title": CALLED_AE_TITLE,
-                        "pipelines": ["lung_ct"],
+                        "pipelines": [MODEL],
                         "destinations": ["locust"],
                     }
                 ],

@@ -7,6 +7,7 @@ lies in a scratch folder and goes with it.
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ from perf.peers.case import Volume
 from perf.peers.compare import JSON
 
 Say = Callable[[str], None]
+
+MODEL = "lung_ct"
+"""The built-in pipeline that is served."""
 
 _SEED = 20
 _COVERED_MM = (320.0, 400.0, 400.0)
@@ -135,13 +139,16 @@ class Stage:
 
     @contextmanager
     def triton(self) -> Iterator[TritonServer]:
-        """A server of the model repository while the block lasts.
+        """A server of lung_ct, and of nothing else, while the block lasts.
 
         Raises:
             BuilderError: there is none, or it does not start.
         """
         self.say("Starting Triton")
-        with TritonServer(self.model_repository, log=self.folder / "triton.log") as server:
+        repository = self.folder / "model_repository"
+        for folder in self.model_repository.glob(f"{MODEL}*"):
+            shutil.copytree(folder, repository / folder.name, dirs_exist_ok=True)
+        with TritonServer(repository, log=self.folder / "triton.log") as server:
             version = _triton_version(server.http_url)
             self.notes["Triton"] = f"{version} ({server.origin})"
             yield server
