@@ -22,8 +22,7 @@ from typing import Any
 import psutil
 import sqlalchemy as sa
 import yaml
-from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom import AE, evt
+from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     SegmentationStorage,
     Verification,
@@ -45,12 +44,12 @@ _MAX_PDU_BYTES = 131072
 
 
 class Destination:
-    """Takes results, and knows when the first of each study was there."""
+    """Takes results, and knows when the segmentation of each study was there."""
 
     def __init__(self) -> None:
         ae = AE(ae_title=DESTINATION)
         ae.maximum_pdu_size = _MAX_PDU_BYTES
-        ae.add_supported_context(SegmentationStorage, ExplicitVRLittleEndian)
+        ae.supported_contexts = AllStoragePresentationContexts
         ae.add_supported_context(Verification)
         self._came = threading.Condition()
         self._at_s: dict[str, float] = {}
@@ -62,6 +61,8 @@ class Destination:
 
     def _receive(self, event: Any) -> int:
         now_s = time.time()
+        if event.request.AffectedSOPClassUID != SegmentationStorage:
+            return 0x0000  # a report has next to nothing in it
         study = str(event.dataset.StudyInstanceUID)
         with self._came:
             self._at_s.setdefault(study, now_s)
@@ -69,7 +70,7 @@ class Destination:
         return 0x0000
 
     def wait(self, study_instance_uid: str, timeout_s: float = RESULT_TIMEOUT_S) -> float:
-        """When its result was there, in seconds since 1970.
+        """When its segmentation was there, in seconds since 1970.
 
         Raises:
             RoadFailed: it did not come.
