@@ -108,7 +108,9 @@ def send(port: int, paths: Sequence[Path], associations: int) -> float:
 
 
 @contextmanager
-def started(command: Sequence[str], port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    command: Sequence[str], port: int, folder: Path, timeout_s: float = _START_TIMEOUT_S
+) -> Iterator[subprocess.Popen[bytes]]:
     """Runs a receiver in `folder` while the block lasts, from when it listens.
 
     Raises:
@@ -117,7 +119,7 @@ def started(command: Sequence[str], port: int, folder: Path) -> Iterator[subproc
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(list(command), stdout=log, stderr=log, env=_NODELAY, cwd=folder)
     try:
-        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        deadline_s = time.monotonic() + timeout_s
         # Asked of the kernel, not by a connection: that would be a first association.
         while not _listens(port):
             if process.poll() is not None or time.monotonic() > deadline_s:
