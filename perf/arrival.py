@@ -2,21 +2,21 @@
 
 In: a bundle and a study. Out: seconds of the whole road after the study is in, of MONAI's
 sliding window with the same runtime measured alone, and of MONAI warm in one process, all three
-in turns; and where the road's time went, from the job's own story. One hospital both sends and
-takes the SEG, in this process. `python -m perf.arrival BUNDLE` prints it. Nothing survives.
+in turns; and where the road's time went, from the job's own story and Triton's statistics. One
+hospital both sends and takes the SEG, in this process. `after-release-s` is 0: how long to wait
+for more after an association has ended in order is the site's choice. Nothing survives.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,21 +29,20 @@ from pydicom.uid import SegmentationStorage
 from pynetdicom import AE, evt
 from tritonclient.grpc import InferenceServerClient
 
-from clients.demo.phantom_study import write_phantom_study
 from clients.infer import stored_volume
 from dicom_gateway.database import job_events, jobs, open_database, reading
 from ensemble_builder.plan import plan
 from ensemble_builder.repository import write
 from ensemble_builder.server import TritonServer
 from perf.intake import started
-from perf.measure import Measurement, describe_machine
+from perf.measure import Measurement
 from perf.peers.bundle_run import serve_warm
 from perf.peers.case import Case, Volume
-from perf.report import Report, Shown
+from perf.report import Shown
 from perf.road import RoadFailed, free_port
 from perf.sections import Found
 from perf.studies import StudyTemplate
-from perf.workers import same_threads, told, worker
+from perf.workers import told, worker
 
 WIDEST = 1.15
 """How many times the network's own time a whole study may take, where the network is large."""
@@ -168,7 +167,6 @@ class Arrivals:
 
     bundle: str
     study: str
-    quiet_s: float
     road_s: list[float] = field(default_factory=list)
     window_s: list[float] = field(default_factory=list)
     network_s: list[float] = field(default_factory=list)
@@ -209,20 +207,15 @@ def measure(
     study: Path,
     name: str,
     rounds: int,
-    quiet_s: float = 0.0,
-    *,
-    warm: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> Arrivals:
-    """Lets road, network and MONAI take turns.
+    """Lets road, network and (where the network is small) MONAI take turns.
 
     Args:
         bundle: A MONAI bundle; random weights of seed 0 where it has none.
         study: A folder with one CT series.
         name: Of the study, for the report.
         rounds: That count; one more before them warms up.
-        quiet_s: How long the gateway waits for more after the association has ended.
-        warm: Let MONAI's warm process take part.
         say: Hears how far it is.
 
     Raises:
@@ -232,59 +225,45 @@ def measure(
     """
     image, rescale, affine = stored_volume(study)
     volume = Volume(name, image, rescale, affine.astype(np.float32).astype(np.float64))
-    with (
-        tempfile.TemporaryDirectory(prefix="tritome-arrival-") as place,
-        contextlib.ExitStack() as s,
-    ):
+    with tempfile.TemporaryDirectory(prefix="tritome-arrival-") as place, ExitStack() as stack:
         scratch = Path(place)
         case = Case.prepare(bundle, scratch / "bundle")
         list(write(plan(case.read("auto", case.name)), scratch / "repository"))
         log = scratch / "triton.log"
-        server = s.enter_context(TritonServer(scratch / "repository", log=log, watch=False))
-        alone = s.enter_context(worker(serve_network, case, "auto"))
-        told(alone)
-        monai = s.enter_context(worker(serve_warm, case, "cpu")) if warm else None
-        if monai is not None:
-            told(monai)
+        server = stack.enter_context(TritonServer(scratch / "repository", log=log, watch=False))
+        triton = stack.enter_context(InferenceServerClient(server.grpc_url))
+        peers = [stack.enter_context(worker(serve_network, case, "auto"))]
+        if case.name in SMALL_NETWORK:
+            peers.append(stack.enter_context(worker(serve_warm, case, "cpu")))
+        for peer in peers:
+            told(peer)
         port, back = free_port(), free_port()
         hospital = Hospital(back)
-        s.callback(hospital.close)
-        home = scratch / "gateway"
-        settings = _settings(case.name, server.grpc_url, port, back, quiet_s)
-        settings["triton"]["arena-bytes"] = max(1 << 24, 8 * volume.image.size)
-        home.mkdir()
-        (home / "gateway.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-        command = [sys.executable, "-m", "dicom_gateway", "--config", "gateway.yaml"]
-        s.enter_context(started(command, port, home))
-        engine = open_database(f"sqlite:///{home}/store/index.sqlite")
-        s.callback(engine.dispose)
-        triton = s.enter_context(InferenceServerClient(server.grpc_url))
+        stack.callback(hospital.close)
+        settings = _settings(case.name, server.grpc_url, port, back, 8 * volume.image.size)
+        engine = stack.enter_context(_gateway(scratch / "gateway", settings, port))
         template = StudyTemplate(study)
-        found = Arrivals(case.name, name, quiet_s)
+        found = Arrivals(case.name, name)
         for number in range(rounds + 1):
             uid = template.renew()
             before_s = _steps(triton)
             sent_s = hospital.send(port, template)
             road_s = hospital.wait(uid) - sent_s
             steps_s = {step: s - before_s[step] for step, s in _steps(triton).items()}
-            alone.send(volume)
-            window_s, network_s = told(alone)
-            warm_s = None
-            if monai is not None:
-                monai.send(volume)
-                warm_s = told(monai)[0]
+            answers = []
+            for peer in peers:
+                peer.send(volume)
+                answers.append(told(peer))
             say(
-                f"{case.name}, {name}, round {number} of {rounds}: {road_s:.2f} s, "
-                f"sliding window alone {window_s:.2f} s"
-                + ("" if warm_s is None else f", bundle_run warm {warm_s:.2f} s")
+                f"{case.name}, {name}, round {number} of {rounds}: {road_s:.2f} s, beside it "
+                + " and ".join(f"{answer[0]:.2f} s" for answer in answers)
             )
             if number == 0:  # it warms up
                 continue
             found.road_s.append(road_s)
-            found.window_s.append(window_s)
-            found.network_s.append(network_s)
-            if warm_s is not None:
-                found.warm_s.append(warm_s)
+            found.window_s.append(answers[0][0])
+            found.network_s.append(answers[0][1])
+            found.warm_s += [answer[0] for answer in answers[1:]]
             for stage, seconds in _stages(engine, uid):
                 found.stages_s[f"stage {stage}"].append(seconds)
             for step, seconds in steps_s.items():
@@ -293,8 +272,22 @@ def measure(
     return found
 
 
+@contextmanager
+def _gateway(folder: Path, settings: Mapping[str, Any], port: int) -> Iterator[sa.Engine]:
+    """A gateway, while the block lasts; gives its index."""
+    folder.mkdir()
+    (folder / "gateway.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    command = [sys.executable, "-m", "dicom_gateway", "--config", "gateway.yaml"]
+    with started(command, port, folder):
+        engine = open_database(f"sqlite:///{folder}/store/index.sqlite")
+        try:
+            yield engine
+        finally:
+            engine.dispose()
+
+
 def _settings(
-    pipeline: str, triton_url: str, port: int, back: int, quiet_s: float
+    pipeline: str, triton_url: str, port: int, back: int, arena_bytes: int
 ) -> dict[str, Any]:
     pacs = {"name": "hospital", "host-ip": "127.0.0.1", "port": back, "ae-title": _HOSPITAL}
     title = {"ae-title": _TITLE, "pipelines": [pipeline], "destinations": ["hospital"]}
@@ -306,8 +299,8 @@ def _settings(
     }
     return {
         "dicom": {"scp": scp, "scu": {"destinations": [pacs]}},
-        "completeness": {"after-release-s": quiet_s},
-        "triton": {"url": triton_url},
+        "completeness": {"after-release-s": 0.0},
+        "triton": {"url": triton_url, "arena-bytes": max(1 << 24, arena_bytes)},
         "store": {"folder": "store"},
     }
 
@@ -331,59 +324,3 @@ def _steps(triton: InferenceServerClient) -> dict[str, float]:
     """Seconds that each model has computed so far, by Triton's own statistics."""
     found = triton.get_inference_statistics()
     return {one.name: one.inference_stats.compute_infer.ns / 1e9 for one in found.model_stats}
-
-
-def a_chest(folder: Path, slices: int) -> Path:
-    """A generated chest CT of 512 x 512."""
-    write_phantom_study(
-        folder,
-        seed=20,
-        shape_kji=(slices, 512, 512),
-        spacing_mm=(320.0 / slices, 400.0 / 512, 400.0 / 512),
-    )
-    return folder
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table, and writes it where told."""
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.arrival", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("bundle", type=Path, nargs="+")
-    parser.add_argument("--study", type=Path, action="append", default=[], help="a DICOM folder")
-    parser.add_argument("--slices", type=int, help="a generated chest of so many, too")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quiet-s", type=float, default=0.0, help="completeness.after-release-s")
-    parser.add_argument("--no-warm", action="store_true", help="without MONAI's warm process")
-    parser.add_argument("--out", type=Path, help="folder for the report")
-    chosen = parser.parse_args(arguments)
-    same_threads()
-    setting = describe_machine() | {"after-release-s": f"{chosen.quiet_s:g}"}
-    measurements, shown = [], []
-    with tempfile.TemporaryDirectory(prefix="tritome-arrival-") as place:
-        studies = {path.name: path for path in chosen.study}
-        if chosen.slices:
-            name = f"chest of {chosen.slices} slices"
-            studies[name] = a_chest(Path(place) / "chest", chosen.slices)
-        for bundle in chosen.bundle:
-            for name, study in studies.items():
-                found = measure(
-                    bundle,
-                    study,
-                    name,
-                    chosen.rounds,
-                    chosen.quiet_s,
-                    warm=not chosen.no_warm,
-                    say=print,
-                ).found()
-                measurements += found.measurements
-                shown += found.shown
-    report = Report(setting, measurements, shown)
-    print(report.markdown())
-    if chosen.out:
-        report.write(chosen.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

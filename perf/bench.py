@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.perf_analyzer,
             [LUNG_CT, *options.bundle],
             volumes,
+            [source for source in options.volume if source.is_dir()],
             options.database_url,
             partial(console.print, highlight=False, markup=False),
         )

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from perf import ensemble, handover, intake, queue, road, seg
+from perf import arrival, busy, ensemble, growth, handover, intake, queue, road, seg
 from perf.peers.case import Volume
 from perf.sections import Found, outside_the_network, the_peers, the_road
-from perf.stage import Stage
+from perf.stage import MODEL, Stage
 
 Piece = tuple[str, Callable[[], Found]]
 Part = Callable[[Stage], Iterator[Piece]]
@@ -44,6 +44,28 @@ def for_each(words: str, run: Callable[[Stage, Path, Volume], Found]) -> Part:
                 )
 
     return pieces
+
+
+def _arrivals(stage: Stage) -> Iterator[Piece]:
+    words = "from the last response to the SEG"
+    for name, study in stage.studies():
+        for bundle in stage.bundles:
+
+            def run(bundle: Path = bundle, study: Path = study, name: str = name) -> Found:
+                return arrival.measure(bundle, study, name, stage.plan.rounds, stage.say).found()
+
+            yield f"{bundle.name} on {name}: {words}", run
+
+
+def _growth(stage: Stage) -> Found:
+    return growth.growth_of_studies(
+        growth.Plan(), stage.model_repository, stage.folder / "growth", stage.say
+    )
+
+
+def _busy(stage: Stage) -> Found:
+    others = [one for one in stage.bundles if one.name != MODEL]
+    return busy.busy(busy.Plan(), others, stage.say)[0]
 
 
 def _outside(stage: Stage, bundle: Path, volume: Volume) -> Found:
@@ -75,6 +97,7 @@ PARTS: dict[str, Part] = {
     ),
     "intake": once("intake beside Orthanc and dcmtk's storescp", _intake),
     "handover": once("from the last arrival to the request", handover.measure),
+    "arrival": _arrivals,
     "seg": once(
         "a SEG beside plain highdicom",
         lambda stage: seg.measure(stage.folder / "seg", stage.plan.shape_kji, stage.plan.rounds),
@@ -82,4 +105,6 @@ PARTS: dict[str, Part] = {
     "queue": once("the queue with full tables", _queue),
     "outside": for_each("all but the network", _outside),
     "peers": for_each("the peers", _peers),
+    "busy": once("what the networks get of busy cores", _busy),
+    "growth": once("from 50 to 600 slices, and 200 studies in a row", _growth),
 }

@@ -67,9 +67,18 @@ class Plan:
         return max(1 << 24, 2 * 3 * slices * rows * columns)
 
 
-USUAL = Plan((120, 512, 512), rounds=3, instances=100, rows=100_000, without=(JSON,))
+USUAL = Plan(
+    (120, 512, 512),
+    rounds=3,
+    instances=100,
+    rows=100_000,
+    left_out=("busy", "growth"),
+    without=(JSON,),
+)
 FULL = Plan((300, 512, 512), rounds=5, instances=300, rows=100_000)
-QUICK = Plan((24, 96, 96), rounds=1, instances=8, rows=500, left_out=("peers",))
+QUICK = Plan(
+    (24, 96, 96), rounds=1, instances=8, rows=500, left_out=("arrival", "peers", "busy", "growth")
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ class Stage:
         perf_analyzer: The environment that holds it.
         bundles: For the parts that run on any bundle.
         further_volumes: Besides the generated chest.
+        further_studies: Those of them that are DICOM folders.
         database_urls: Databases that may be emptied, besides the SQLite file of the queue.
         say: Hears how far it is.
         notes: What the report says of the setting; parts may add to it.
@@ -93,6 +103,7 @@ class Stage:
     perf_analyzer: Path
     bundles: Sequence[Path]
     further_volumes: Sequence[Volume] = ()
+    further_studies: Sequence[Path] = ()
     database_urls: Sequence[str] = ()
     say: Say = print
     notes: dict[str, str] = field(default_factory=dict)
@@ -129,6 +140,12 @@ class Stage:
         """The chest, then what else was named."""
         yield self.chest
         yield from self.further_volumes
+
+    def studies(self) -> Iterator[tuple[str, Path]]:
+        """Name and DICOM folder of each volume that has one."""
+        yield self.chest.name, self.study
+        for folder in self.further_studies:
+            yield folder.name, folder
 
     def saved(self, volume: Volume) -> Path:
         """As an .npz, for processes that read their volume themselves."""
