@@ -322,6 +322,9 @@ def bench(
         list[str] | None,
         typer.Option(help="One part (models, studies, intake, ...); may be given again."),
     ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="How often each side is counted.", metavar="N")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report.", metavar="FOLDER")
     ] = None,
@@ -353,6 +356,7 @@ def bench(
     arguments = [flag for flag, given in (("--full", full), ("--quick", quick)) if given]
     for flag, values in (
         ("--only", only or []),
+        ("--rounds", [rounds] if rounds else []),
         ("--out", [out] if out else []),
         ("--against", [against] if against else []),
         ("--bundle", bundles or []),

@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[bold red]The bench stopped:[/] {error}", highlight=False, soft_wrap=True)
         return 1
     plan = QUICK if options.quick else FULL if options.full else USUAL
+    if options.rounds:
+        plan = replace(plan, rounds=options.rounds)
     chosen = options.only or [name for name in PARTS if name not in plan.left_out]
     with tempfile.TemporaryDirectory(prefix="tritome-bench-") as place:
         stage = Stage(
@@ -125,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", action="append", choices=tuple(PARTS), help="this part; may be given again"
     )
+    parser.add_argument("--rounds", type=int, help="how often each side is counted")
     parser.add_argument(
         "--bundle", type=Path, action="append", default=[], help="a further MONAI bundle"
     )
