@@ -75,7 +75,7 @@ format: $(VENV)/.dev ## Put the code into the project's style
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 .PHONY: bench
-bench: $(VENV)/.dev $(PERF_VENV)/.ready ## Measure roads, our steps beside MONAI's, peers, studies (BENCH_ARGS=--quick for a minute)
+bench: $(VENV)/.dev $(PERF_VENV)/.ready ## Measure models, studies, intake, peers and more (BENCH_ARGS="--quick" or "--only intake")
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m perf.bench $(BENCH_ARGS)
 
 # Not run on a machine of ours yet: none had a GPU. WHEELS is a folder with every wheel that

@@ -316,10 +316,15 @@ def models_roll(
 
 def bench(
     *,
-    full: Annotated[
-        bool, typer.Option("--full", help="300 slices and all peers: an hour or more.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="300 slices, and all peers: hours.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke test.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="One part (models, studies, intake, ...); may be given again."),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="How often each side is counted.", metavar="N")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report.", metavar="FOLDER")
     ] = None,
@@ -333,8 +338,14 @@ def bench(
     volumes: Annotated[
         list[Path] | None, typer.Option("--volume", help="A further volume: a DICOM folder.")
     ] = None,
+    database_urls: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--database-url", help="For the queue, too: a PostgreSQL database that is EMPTIED."
+        ),
+    ] = None,
 ) -> None:
-    """Measure this machine: roads to Triton, our steps beside MONAI's, peers, whole studies.
+    """Measure this machine: models, studies, intake, the queue, our steps beside MONAI's, peers.
 
     Needs perf_analyzer, which 'make bench' installs.
 
@@ -343,14 +354,17 @@ def bench(
     from clients.commands.bench import run  # noqa: PLC0415
 
     arguments = [flag for flag, given in (("--full", full), ("--quick", quick)) if given]
-    for flag, paths in (
+    for flag, values in (
+        ("--only", only or []),
+        ("--rounds", [rounds] if rounds else []),
         ("--out", [out] if out else []),
         ("--against", [against] if against else []),
         ("--bundle", bundles or []),
         ("--volume", volumes or []),
+        ("--database-url", database_urls or []),
     ):
-        for path in paths:
-            arguments += [flag, str(path)]
+        for value in values:
+            arguments += [flag, str(value)]
     raise typer.Exit(run(arguments))
 
 

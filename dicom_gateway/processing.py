@@ -27,7 +27,7 @@ from dicom_gateway.assemble.resample import land, landed_volume
 from dicom_gateway.assemble.volume import assemble, source_pixels
 from dicom_gateway.config import AssemblySettings
 from dicom_gateway.config_delivery import ResultSettings
-from dicom_gateway.encode import encode_results
+from dicom_gateway.encode import SourceReading, encode_results
 from dicom_gateway.encode.keeping import HELD
 from dicom_gateway.errors import UnusableSeries
 from dicom_gateway.infer import TritonClient, check_room, fill, slots_of
@@ -83,8 +83,10 @@ class Processing:
         for number, plans in enumerate(self._plans(contract, brought, job)):
             with self._admitted(run, contract, plans):
                 volumes = self._assembled(run, contract, brought, plans)
+                # Triton computes, and this process would only wait.
+                reading = SourceReading(landed_volume(volumes[0]))
                 inference = self._inferred(run, contract, volumes, number)
-            made += self._encoded(run, contract, plans[0], volumes[0], inference, number)
+            made += self._encoded(run, contract, plans[0], volumes[0], inference, number, reading)
         return made
 
     def _plans(
@@ -195,6 +197,7 @@ class Processing:
         volume: Volume,
         inference: Inference,
         number: int,
+        reading: SourceReading,
     ) -> list[Result]:
         wanted = self.objects.get(contract.pipeline, ResultSettings()).objects
         with run.stage("encoded") as stage:
@@ -202,7 +205,7 @@ class Processing:
             landed = {name: land(mask, volume)[0] for name, mask in inference.labelmaps.items()}
             made = encode_results(
                 replace(inference, labelmaps=landed),
-                landed_volume(volume),
+                reading.volume,
                 contract,
                 run.job,
                 self.results,
@@ -212,6 +215,7 @@ class Processing:
                 is_announced=run.is_announced,
                 held=self.results.parent / HELD / run.job.job_id,
                 pixels=partial(source_pixels, plan, arena=self.arena, decoders=self.decoders),
+                reading=reading,
             )
             kinds = [OBJECT_KIND_OF_SOP_CLASS[one.sop_class_uid].value for one in made]
             stage.note = ", ".join(kinds) or "nothing: the outputs can't give what is wanted"

@@ -1,8 +1,7 @@
-"""NVIDIA's perf_analyzer on one ensemble, over each of Triton's three roads.
+"""NVIDIA's perf_analyzer on one model, over one of Triton's three roads.
 
-Comes in: a running server and a volume. Goes out: one measurement for each road. The volume
-is a phantom, never zeros: an empty volume takes short cuts in the network and in the
-postprocessing.
+Comes in: a running server and a request. Goes out: how long it took. The request is a real one,
+never zeros: an empty volume takes short cuts in the network and in the postprocessing.
 """
 
 from __future__ import annotations
@@ -10,18 +9,15 @@ from __future__ import annotations
 import csv
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perf.measure import Measurement
-
 _TIMEOUT_S = 1800
-_INTERCEPT = -1024
-"""As in nearly every real CT: with 0 some work would be left out."""
 
 
 class AnalyzerFailed(Exception):
@@ -44,48 +40,66 @@ ROADS = (
 )
 
 
-@dataclass(frozen=True)
-class VolumeInput:
-    """The tensors of one volume as perf_analyzer reads them: a raw file for each input."""
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """A request to one model as perf_analyzer reads it: a file for each input.
+
+    Attributes:
+        shapes: Tensor -> its shape.
+        moved_bytes: What goes in and comes out.
+        output_bytes: Of the largest output.
+    """
 
     folder: Path
-    shape_kji: tuple[int, int, int]
-
-    @property
-    def voxels(self) -> int:
-        """How many voxels the volume has."""
-        return int(np.prod(self.shape_kji))
-
-    @property
-    def moved_bytes(self) -> int:
-        """IMAGE in (2 bytes a voxel) and MASK out (1 byte a voxel)."""
-        return 3 * self.voxels
+    shapes: dict[str, tuple[int, ...]]
+    moved_bytes: int
+    output_bytes: int
 
 
 def write_input(
-    folder: Path, hu: NDArray[np.int16], affine_lps: NDArray[np.float64]
-) -> VolumeInput:
-    """Writes IMAGE, RESCALE and AFFINE as perf_analyzer wants them.
+    folder: Path,
+    request: Mapping[str, NDArray[Any]],
+    answer: Mapping[str, NDArray[Any]],
+) -> ModelInput:
+    """Writes a request as perf_analyzer wants it: raw bytes, and strings as lines of text.
 
     Args:
         folder: Where; made if it isn't there.
-        hu: int16 [K, J, I], Hounsfield units.
-        affine_lps: float64 [4, 4], (i, j, k, 1) -> LPS millimetres.
+        request: Tensor -> what goes in; BYTES as an array of objects.
+        answer: Tensor -> what comes out; only its size matters.
 
     Raises:
-        ValueError: when the volume is the same everywhere, which would measure short cuts.
+        ValueError: when a large tensor is the same everywhere, which would measure short cuts, or
+            a string has several lines.
     """
-    if hu.min() == hu.max():
-        msg = "a volume that is the same everywhere measures short cuts; give a real one"
-        raise ValueError(msg)
     folder.mkdir(parents=True, exist_ok=True)
-    slices, rows, columns = hu.shape
-    stored = hu.astype(np.int32) - _INTERCEPT
-    rescale = np.tile(np.array([1.0, _INTERCEPT]), (slices, 1))
-    stored.clip(-32768, 32767).astype("<i2").tofile(folder / "IMAGE")
-    rescale.astype("<f8").tofile(folder / "RESCALE")
-    affine_lps.astype("<f8").tofile(folder / "AFFINE")
-    return VolumeInput(folder, (slices, rows, columns))
+    for name, value in request.items():
+        if value.dtype == np.object_:
+            lines = [bytes(one) for one in value.reshape(-1)]
+            if any(b"\n" in line for line in lines):
+                msg = f"perf_analyzer reads a string of {name} from one line, and it has several"
+                raise ValueError(msg)
+            (folder / name).write_bytes(b"\n".join(lines) + b"\n")
+            continue
+        if value.ndim > 2 and value.min() == value.max():
+            msg = f"{name} is the same everywhere: that measures short cuts; give a real one"
+            raise ValueError(msg)
+        # C order, little-endian, as Triton has it.
+        value.astype(value.dtype.newbyteorder("<")).tofile(folder / name)
+    outputs = [_size_bytes(value) for value in answer.values()]
+    return ModelInput(
+        folder,
+        {name: value.shape for name, value in request.items()},
+        sum(map(_size_bytes, request.values())) + sum(outputs),
+        max(outputs),
+    )
+
+
+def _size_bytes(value: NDArray[Any]) -> int:
+    """As Triton carries it: each string has its length before it."""
+    if value.dtype == np.object_:
+        return sum(4 + len(one) for one in value.reshape(-1))
+    return int(value.nbytes)
 
 
 @dataclass(frozen=True)
@@ -108,34 +122,32 @@ class Analyzer:
             raise AnalyzerFailed(msg)
         return cls(program, tuple(environment.glob("lib/python*/site-packages/nvidia/*/lib")))
 
-    def measure(
-        self, road: Road, model: str, url: str, volume: VolumeInput, *, requests: int
-    ) -> Measurement:
-        """Sends `requests` requests one after the other, after one to warm up.
+    def ask_twice(
+        self, road: Road, model: str, url: str, request: ModelInput
+    ) -> tuple[float, float]:
+        """Sends a request, and again when the answer is there; gives both durations in seconds.
 
         Raises:
             AnalyzerFailed: with perf_analyzer's own words.
         """
-        self._run(road, [*self._target(road, model, url, volume), "--request-count", "1"])
-        table = volume.folder.parent / f"{road.protocol}-{road.shared_memory}.csv"
+        table = request.folder.with_suffix(".csv")
         table.unlink(missing_ok=True)
         # Not --profile-export-file, which has each request's duration, but writes every
-        # voxel beside it as decimal text.
+        # voxel beside it as decimal text. Of two requests, percentiles tell both.
         output = self._run(
             road,
             [
-                *self._target(road, model, url, volume),
-                *("--request-count", str(requests), "--percentile", "25"),
+                *self._target(road, model, url, request),
+                *("--request-count", "2", "--percentile", "25"),
                 *("--verbose-csv", "-f", str(table)),
             ],
         )
         try:
-            p25_s, median_s, p90_s = read_percentiles(table)
+            shorter_s, _, longer_s = read_percentiles(table)
         except (OSError, KeyError, ValueError, IndexError) as error:
             msg = f"perf_analyzer over {road.name} gave no figures:\n{output}"
             raise AnalyzerFailed(msg) from error
-        name = f"{model} over {road.name}"
-        return Measurement(name, requests, p25_s, median_s, p90_s, volume.moved_bytes)
+        return shorter_s, longer_s
 
     def _run(self, road: Road, arguments: list[str]) -> str:
         libraries = [str(folder) for folder in self.library_folders]
@@ -159,15 +171,14 @@ class Analyzer:
         return answer.stdout.strip()
 
     @staticmethod
-    def _target(road: Road, model: str, url: str, volume: VolumeInput) -> Iterator[str]:
+    def _target(road: Road, model: str, url: str, request: ModelInput) -> Iterator[str]:
         yield from ("-m", model, "-u", url, "--concurrency-range", "1")
-        slices, rows, columns = volume.shape_kji
-        yield from ("-i", road.protocol, "--input-data", str(volume.folder))
-        yield from ("--shape", f"IMAGE:{slices},{rows},{columns}")
-        yield from ("--shape", f"RESCALE:{slices},2", "--shape", "AFFINE:4,4")
+        yield from ("-i", road.protocol, "--input-data", str(request.folder))
+        for name, shape in request.shapes.items():
+            yield from ("--shape", f"{name}:{','.join(map(str, shape))}")
         if road.shared_memory:
             yield from ("--shared-memory", "system")
-            yield from ("--output-shared-memory-size", str(volume.voxels))
+            yield from ("--output-shared-memory-size", str(request.output_bytes))
 
 
 def read_percentiles(table: Path) -> tuple[float, float, float]:

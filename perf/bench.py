@@ -1,89 +1,46 @@
 """`make bench` and `tritome bench`: everything that is measured, in one report.
 
-    python -m perf.bench            some ten minutes; 120 slices of 512 x 512
-    python -m perf.bench --full     an hour or more; 300 slices, and all peers
-    python -m perf.bench --quick    a smoke test: small volumes, few repetitions, no peers
+    python -m perf.bench                  some twenty minutes; 120 slices of 512 x 512
+    python -m perf.bench --full           hours; 300 slices, and all peers
+    python -m perf.bench --quick          a smoke test: small volumes, one round, no peers
+    python -m perf.bench --only intake    one part; may be given again
 
-lung_ct over each road to Triton and the whole way of a study; the road alone; our steps beside
-MONAI's own transforms; the peers. `--bundle` and `--volume` add others to the last two,
-`--against` compares with an earlier report.
+`perf/parts.py` has the parts. `--bundle` and `--volume` add others to those that run on any;
+`--against` compares with an earlier report. A part that fails is named in the report, and the
+others are written all the same.
 
-It starts a tritonserver and a gateway of its own on loopback, and stops them. Comes in:
+It starts servers and gateways of its own on loopback, and stops them. Comes in:
 model_repository/. Goes out: `bench.md`, pictures, `bench.json`. Nothing else survives.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from clients.demo.phantom_study import PhantomStudy, write_ct_series
-from ensemble_builder.errors import BuilderError
-from ensemble_builder.phantoms.thorax import thorax_phantom
-from ensemble_builder.server import TritonServer
+from clients.errors import ClientError
+from dicom_gateway.errors import GatewayError
 from perf.against import NoReport, changes, read_measurements
-from perf.analyzer import ROADS, Analyzer, AnalyzerFailed, VolumeInput, write_input
 from perf.measure import Measurement, describe_machine
-from perf.peers.case import Volume
-from perf.peers.compare import JSON
+from perf.parts import PARTS
 from perf.report import Report, Shown
-from perf.road import RoadFailed, drive, free_port, gateway
-from perf.sections import Found, outside_the_network, read_volume, save_volume, the_peers, the_road
-from perf.workers import PeerFailed, same_threads
+from perf.stage import FULL, QUICK, USUAL, Stage, read_volume
+from perf.workers import same_threads
 
 _REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 LUNG_CT = _REPOSITORY_ROOT / "ensemble_builder" / "pipelines" / "lung_ct"
-_MODEL = "lung_ct"
-_SEED = 20
-_COVERED_MM = (320.0, 400.0, 400.0)
-
-_TROUBLES = (AnalyzerFailed, RoadFailed, BuilderError, PeerFailed, NoReport)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is measured."""
-
-    shape_kji: tuple[int, int, int]
-    requests: int
-    studies: int
-    transports: int
-    passes: int
-    turns: int
-    without: tuple[str, ...] = ()
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """A whole chest, whatever the number of voxels."""
-        k, j, i = (mm / n for mm, n in zip(_COVERED_MM, self.shape_kji, strict=True))
-        return k, j, i
-
-    @property
-    def arena_bytes(self) -> int:
-        """Two volumes with their masks, and at least what a gateway accepts as an arena."""
-        slices, rows, columns = self.shape_kji
-        return max(1 << 24, 2 * 3 * slices * rows * columns)
-
-
-USUAL = Plan(
-    (120, 512, 512), requests=5, studies=3, transports=5, passes=3, turns=3, without=(JSON,)
-)
-FULL = Plan((300, 512, 512), requests=10, studies=5, transports=10, passes=5, turns=5)
-QUICK = Plan((24, 96, 96), requests=2, studies=1, transports=2, passes=1, turns=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,164 +50,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     same_threads()
     try:
         before = read_measurements(options.against) if options.against else []
-        report = measure(
-            QUICK if options.quick else FULL if options.full else USUAL,
-            model_repository=options.model_repository,
-            analyzer=Analyzer.find(options.perf_analyzer),
-            console=console,
-            bundles=[LUNG_CT, *options.bundle],
-            volumes=options.volume,
-        )
-        report = replace(report, changes=changes(report.measurements, before))
-    except _TROUBLES as error:
+        volumes = [read_volume(source) for source in options.volume]
+    except (NoReport, ClientError, GatewayError, OSError) as error:
         console.print(f"[bold red]The bench stopped:[/] {error}", highlight=False, soft_wrap=True)
         return 1
+    plan = QUICK if options.quick else FULL if options.full else USUAL
+    if options.rounds:
+        plan = replace(plan, rounds=options.rounds)
+    chosen = options.only or [name for name in PARTS if name not in plan.left_out]
+    with tempfile.TemporaryDirectory(prefix="tritome-bench-") as place:
+        stage = Stage(
+            plan,
+            Path(place),
+            options.model_repository,
+            options.perf_analyzer,
+            [LUNG_CT, *options.bundle],
+            volumes,
+            [source for source in options.volume if source.is_dir()],
+            options.database_url,
+            partial(console.print, highlight=False, markup=False),
+        )
+        report = measure(stage, [name for name in PARTS if name in chosen])
+    report = replace(report, changes=changes(report.measurements, before))
     table, _ = report.write(options.out)
     console.print(Markdown(report.markdown()))
     console.print(f"Written to {table.parent}")
     return 1 if report.failed else 0
 
 
-def measure(
-    plan: Plan,
-    *,
-    model_repository: Path,
-    analyzer: Analyzer,
-    console: Console,
-    bundles: Sequence[Path],
-    volumes: Sequence[Path] = (),
-) -> Report:
-    """Runs everything once.
+def measure(stage: Stage, parts: Sequence[str]) -> Report:
+    """Runs parts one after the other.
 
     Args:
-        plan: How much.
-        model_repository: Where lung_ct is served from.
-        analyzer: perf_analyzer.
-        console: Hears how far it is.
-        bundles: For what runs on any bundle.
-        volumes: The same; besides the generated chest.
-
-    Raises:
-        AnalyzerFailed: perf_analyzer gave no figures.
-        RoadFailed: the gateway did not start, or a study got lost.
-        BuilderError: there is no tritonserver, or it does not start.
+        stage: Where.
+        parts: Names of `PARTS`.
     """
-    setting = describe_machine()
+    setting = describe_machine() | {
+        "tritome": metadata.version("tritome") if _installed() else "a checkout",
+        "measured": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {', '.join(parts)}",
+    }
+    found: list[Measurement] = []
     shown: list[Shown] = []
     failed: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="tritome-bench-") as place:
-        folder = Path(place)
-        console.print("Painting a chest")
-        study, volume = _a_chest(folder, plan)
-        console.print("Starting Triton")
-        with TritonServer(model_repository=model_repository, log=folder / "triton.log") as server:
-            setting |= {
-                "Triton": f"{_triton_version(server.http_url)} ({server.origin})",
-                "tritome": metadata.version("tritome") if _installed() else "a checkout",
-                "volume": " x ".join(map(str, plan.shape_kji)) + " voxels, a generated chest CT",
-                "measured": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, one request at a time",
-                "note": "study to result holds the gateway's quiet time after the "
-                "last instance (completeness.after-release-s, 1 s)",
-            }
-            found = _over_each_road(server, analyzer, volume, plan, console)
-            found += _the_whole_road(server, folder, study, plan, console)
-        chest = _as_volume(volume)
-        everything = [chest, *map(read_volume, volumes)]
-        for what, run in _parts(folder, everything, bundles, plan, console):
-            console.print(what)
+    for name in parts:
+        for words, run in PARTS[name](stage):
+            stage.say(f"{name}: {words}")
             try:
-                part = run()
-            except _TROUBLES as error:
+                piece = run()
+            except Exception as error:  # noqa: BLE001 - the edge of a part
                 # The other parts have taken their time too: what they found is kept.
-                failed.append(f"{what}: {error}")
-                console.print(f"[bold red]{what} failed:[/] {error}", highlight=False)
+                failed.append(f"{name}: {words}: {str(error) or type(error).__name__}")
+                stage.say(f"{traceback.format_exc()}\n{failed[-1]}")
                 continue
-            found += part.measurements
-            shown += part.shown
-            setting |= {f"devices, {name}": words for name, words in part.devices.items()}
+            found += piece.measurements
+            shown += piece.shown
+            setting |= {f"devices, {who}": where for who, where in piece.devices.items()}
+    setting |= stage.notes
     setting["load after"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
     return Report(setting, found, shown, failed=failed)
-
-
-def _parts(
-    folder: Path,
-    volumes: Sequence[Volume],
-    bundles: Sequence[Path],
-    plan: Plan,
-    console: Console,
-) -> Iterator[tuple[str, Callable[[], Found]]]:
-    """What each part is called, and what runs it."""
-    yield "The road alone", partial(the_road, plan.shape_kji, plan.transports)
-    for volume in volumes:
-        path = save_volume(volume, folder)
-        for bundle in bundles:
-            name = f"{bundle.name} on {volume.name}"
-            outside = partial(outside_the_network, bundle, path, plan.passes)
-            yield f"{name}: all but the network", outside
-            if plan.turns:
-                say = partial(console.print, highlight=False)
-                peers = partial(the_peers, bundle, volume, plan.turns, plan.without, say)
-                yield f"{name}: the peers", peers
-
-
-def _a_chest(folder: Path, plan: Plan) -> tuple[PhantomStudy, VolumeInput]:
-    phantom = thorax_phantom(_SEED, shape_kji=plan.shape_kji, spacing_mm=plan.spacing_mm)
-    study = write_ct_series(
-        folder / "study",
-        hu=phantom.hu,
-        labels=phantom.labels,
-        affine_lps=phantom.affine_lps,
-        seed=_SEED,
-    )
-    return study, write_input(folder / "input", phantom.hu, phantom.affine_lps)
-
-
-def _as_volume(written: VolumeInput) -> Volume:
-    """The chest that perf_analyzer reads, for the parts that run in Python."""
-    shape = written.shape_kji
-    image = np.fromfile(written.folder / "IMAGE", dtype="<i2").reshape(shape)
-    rescale = np.fromfile(written.folder / "RESCALE", dtype="<f8").reshape(shape[0], 2)
-    affine = np.fromfile(written.folder / "AFFINE", dtype="<f8").reshape(4, 4)
-    affine = affine.astype(np.float32).astype(np.float64)
-    return Volume(f"chest of {shape[0]} slices", image, rescale, affine)
-
-
-def _over_each_road(
-    server: TritonServer, analyzer: Analyzer, volume: VolumeInput, plan: Plan, console: Console
-) -> list[Measurement]:
-    found = []
-    for road in ROADS:
-        console.print(f"perf_analyzer over {road.name}: {plan.requests} requests")
-        url = server.http_url if road.protocol == "http" else server.grpc_url
-        found.append(analyzer.measure(road, _MODEL, url, volume, requests=plan.requests))
-    return found
-
-
-def _the_whole_road(
-    server: TritonServer, folder: Path, study: PhantomStudy, plan: Plan, console: Console
-) -> list[Measurement]:
-    console.print(f"locust sends {plan.studies} studies to a gateway and waits for the results")
-    receive_port = free_port()
-    with gateway(
-        folder / "gateway",
-        triton_grpc_url=server.grpc_url,
-        receive_port=receive_port,
-        arena_bytes=plan.arena_bytes,
-    ) as port:
-        return drive(
-            folder / "gateway",
-            study.folder,
-            port=port,
-            receive_port=receive_port,
-            studies=plan.studies,
-        )
-
-
-def _triton_version(http_url: str) -> str:
-    # A proxy, where the machine has one, is not for loopback.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{http_url}/v2", timeout=10) as answer:
-        return str(json.load(answer)["version"])
 
 
 def _installed() -> bool:
@@ -265,8 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m perf.bench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="a smoke test of a minute or two")
-    size.add_argument("--full", action="store_true", help="300 slices, all peers, an hour or more")
+    size.add_argument("--quick", action="store_true", help="a smoke test of some minutes")
+    size.add_argument("--full", action="store_true", help="300 slices, all peers: hours")
+    parser.add_argument(
+        "--only", action="append", choices=tuple(PARTS), help="this part; may be given again"
+    )
+    parser.add_argument("--rounds", type=int, help="how often each side is counted")
     parser.add_argument(
         "--bundle", type=Path, action="append", default=[], help="a further MONAI bundle"
     )
@@ -276,6 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="a further volume: a DICOM folder, or an .npz with IMAGE, RESCALE, AFFINE",
+    )
+    parser.add_argument(
+        "--database-url",
+        action="append",
+        default=[],
+        help="for the queue, beside an SQLite file of its own: a database that is EMPTIED",
     )
     parser.add_argument("--against", type=Path, help="an earlier bench.json, or its folder")
     parser.add_argument(

@@ -40,6 +40,10 @@ def bars(title: str, measurements: Sequence[Measurement]) -> str:
             f'<line x1="{_LEFT + one.p25_s * scale:.1f}" x2="{_LEFT + one.p90_s * scale:.1f}" '
             f'y1="{middle}" y2="{middle}" stroke="#222222"/>',
             f'<text x="{max(end, _LEFT + one.p90_s * scale) + 8:.1f}" y="{middle + 4}" '
-            f'fill="#222222">{one.median_s:.2f} s</text>',
+            f'fill="#222222">{_duration(one.median_s)}</text>',
         ]
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"

@@ -1,23 +1,22 @@
 """From the last instance's arrival to the request at Triton, beside the decoding of the series.
 
-`python -m perf.handover` sends a series by one association, uncompressed and compressed, to a
-gateway in front of a real Triton, and reads the times from the gateway's own index. Decoding is
-measured in the same run, with the same decoders and nothing else to do. `after-release-s` is 0:
-how long to wait for more after an association has ended in order is the site's choice, not work.
+Comes in: the chest of a bench. A series of it goes by one association, uncompressed and
+compressed, to a gateway in front of a real Triton; the times are read from the gateway's own
+index. Decoding is measured in the same run, with the same decoders and nothing else to do.
+`after-release-s` is 0: how long to wait for more after an association has ended in order is the
+site's choice, not work. Goes out: both durations and their ratio for each transfer syntax.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,19 +31,28 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from clients.demo.phantom_study import write_phantom_study
 from dicom_gateway.assemble.arena import Arena
 from dicom_gateway.assemble.decoders import DecoderPool
 from dicom_gateway.assemble.headers import read_header
 from dicom_gateway.assemble.pixels import plan_pixels
 from dicom_gateway.database import job_events, jobs, open_database, reading, series
-from ensemble_builder.server import TritonServer
 from perf.intake import program, started
-from perf.measure import describe_machine
+from perf.measure import Measurement, ratio
+from perf.report import Shown
 from perf.road import free_port
+from perf.sections import Found
+from perf.stage import MODEL, Stage
 from perf.studies import StudyTemplate
 
-SYNTAXES = (ExplicitVRLittleEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless)
+NAMES = {
+    ExplicitVRLittleEndian: "uncompressed",
+    RLELossless: "RLE",
+    JPEGLSLossless: "JPEG-LS",
+    JPEG2000Lossless: "JPEG 2000",
+}
+"""In every transfer syntax that is decoded by something else; all without loss."""
+SHARE = 0.1
+"""Of the series' decoding: most of what may be left to do after the last instance."""
 _TIMEOUT_S = 900.0
 _AE_TITLE = "HANDOVER"
 
@@ -56,7 +64,7 @@ def write_compressed(source: Path, folder: Path, syntax: UID) -> list[Path]:
     template.renew()
     paths = []
     for number, ds in enumerate(template):
-        if syntax != ExplicitVRLittleEndian:
+        if ds.file_meta.TransferSyntaxUID != syntax:
             ds.compress(syntax, generate_instance_uid=False)
         path = folder / f"{number:05d}.dcm"
         ds.save_as(path, enforce_file_format=True)
@@ -76,19 +84,19 @@ def decoding_s(paths: Sequence[Path], decoders: DecoderPool) -> float:
         return time.perf_counter() - began
 
 
-def handover_s(engine: sa.Engine, series_instance_uid: str) -> tuple[float, float]:
+def handover_s(engine: sa.Engine, series_instance_uid: str) -> float:
     """Waits for the job of a series.
 
     Returns:
-        Seconds from the last arrival, and from the association's end, until the volume was
-        complete in shared memory, which is when the request goes out.
+        Seconds from the last arrival until the volume was complete in shared memory, which is
+        when the request goes out.
+
+    Raises:
+        RuntimeError: the job doesn't end.
     """
     deadline_s = time.monotonic() + _TIMEOUT_S
     query = (
-        sa.select(
-            job_events.c.at_s - series.c.last_arrival_at_s,
-            job_events.c.at_s - series.c.released_at_s,
-        )
+        sa.select(job_events.c.at_s - series.c.last_arrival_at_s)
         .join(jobs, jobs.c.job_id == job_events.c.job_id)
         .join(series, series.c.series_instance_uid == jobs.c.series_instance_uid)
         .where(
@@ -101,80 +109,88 @@ def handover_s(engine: sa.Engine, series_instance_uid: str) -> tuple[float, floa
         with reading(engine) as connection:
             row = connection.execute(query).first()
         if row is not None:
-            return float(row[0]), float(row[1])
+            return float(row[0])
         time.sleep(0.5)
     msg = "the job did not end; see the gateway's log"
     raise RuntimeError(msg)
 
 
-def measure(
-    study: Path | None, repository: Path, rounds: int, slices: int
-) -> list[dict[str, object]]:
-    """One row for each transfer syntax."""
-    found: dict[UID, list[tuple[float, float, float]]] = {syntax: [] for syntax in SYNTAXES}
-    with tempfile.TemporaryDirectory(prefix="tritome-handover-") as scratch:
-        folder = Path(scratch)
-        if study is None:
-            write_phantom_study(
-                folder / "phantom",
-                seed=5,
-                shape_kji=(slices, 512, 512),
-                spacing_mm=(300.0 / slices, 0.7, 0.7),
-            )
-            study = folder / "phantom"
-        port = free_port()
-        with (
-            TritonServer(repository, log=folder / "triton.log") as server,
-            DecoderPool() as decoders,
-        ):
-            settings = {
-                "dicom": {
-                    "scp": {
-                        "host": "127.0.0.1",
-                        "port": port,
-                        "reject-unknown-sources": False,
-                        "ae-titles": [{"ae-title": _AE_TITLE, "pipelines": ["lung_ct"]}],
-                    }
-                },
-                "completeness": {"after-release-s": 0.0},
-                "triton": {"url": server.grpc_url, "arena-bytes": 1 << 30},
-                "store": {"folder": "store"},
-            }
-            home = folder / "gateway"
-            home.mkdir()
-            (home / "gateway.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-            command = [sys.executable, "-m", "dicom_gateway", "--config", "gateway.yaml"]
-            with started(command, port, home):
-                engine = open_database(f"sqlite:///{home}/store/index.sqlite")
-                for number in range(rounds + 1):
-                    for syntax in SYNTAXES:
-                        files = folder / "files"
-                        paths = write_compressed(study, files, syntax)
-                        alone_s = decoding_s(paths, decoders)
-                        _send(port, files, syntax)
-                        uid = str(pydicom.dcmread(paths[0]).SeriesInstanceUID)
-                        handed = handover_s(engine, uid)
-                        if number:  # the first warms up
-                            found[syntax].append((alone_s, *handed))
-                        shutil.rmtree(files)
-                        print(f"round {number} of {rounds}: {syntax.name}", flush=True)
-                engine.dispose()
-    rows: list[dict[str, object]] = []
-    for syntax, durations in found.items():
-        decoding, arrival, release = (
-            statistics.median(column) for column in zip(*durations, strict=True)
-        )
-        rows.append(
-            {
-                "syntax": syntax.name,
-                "rounds": rounds,
-                "decoding_s": decoding,
-                "last_arrival_to_request_s": arrival,
-                "release_to_request_s": release,
-                "share": arrival / decoding,
-            }
-        )
-    return rows
+@dataclass(frozen=True, slots=True)
+class Handovers:
+    """What was found for one study.
+
+    Attributes:
+        rounds: Transfer syntax -> for each round, seconds of decoding alone, and from the last
+            arrival to the request.
+    """
+
+    study: str
+    rounds: dict[UID, list[tuple[float, float]]]
+
+    def found(self) -> Found:
+        """As the report wants it."""
+        measurements, shown = [], []
+        for syntax, durations_s in self.rounds.items():
+            decoding_s, handover = zip(*durations_s, strict=True)
+            name = f"handover, {self.study}: {NAMES[syntax]}"
+            measurements += [
+                Measurement.of(f"{name}, decoding alone", decoding_s),
+                Measurement.of(f"{name}, tritome's last arrival to request", handover),
+            ]
+            words = f"{name}, last arrival to request as a share of decoding"
+            share = ratio(handover, decoding_s)
+            shown.append(Shown(words, share, SHARE, at_most=True, n=len(durations_s)))
+        return Found(measurements, shown)
+
+
+def measure(stage: Stage) -> Found:
+    """The part of a bench.
+
+    Raises:
+        BuilderError: Triton doesn't start.
+        RuntimeError: storescu is missing, the gateway doesn't start, or a job doesn't end.
+    """
+    folder = stage.folder / "handover"
+    home = folder / "gateway"
+    home.mkdir(parents=True)
+    port = free_port()
+    rounds: dict[UID, list[tuple[float, float]]] = {syntax: [] for syntax in NAMES}
+    with ExitStack() as open_:
+        server = open_.enter_context(stage.triton())
+        decoders = open_.enter_context(DecoderPool())
+        settings = {
+            "dicom": {
+                "scp": {
+                    "host": "127.0.0.1",
+                    "port": port,
+                    "reject-unknown-sources": False,
+                    "ae-titles": [{"ae-title": _AE_TITLE, "pipelines": [MODEL]}],
+                }
+            },
+            "completeness": {"after-release-s": 0.0},
+            "triton": {"url": server.grpc_url, "arena-bytes": 1 << 30},
+            "store": {"folder": "store"},
+        }
+        (home / "gateway.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        command = [sys.executable, "-m", "dicom_gateway", "--config", "gateway.yaml"]
+        open_.enter_context(started(command, port, home))
+        engine = open_database(f"sqlite:///{home}/store/index.sqlite")
+        open_.callback(engine.dispose)
+        for syntax, name in NAMES.items():
+            write_compressed(stage.study, folder / name, syntax)
+        for number in range(stage.plan.rounds + 1):
+            stage.say(f"handover: round {number} of {stage.plan.rounds}")
+            for syntax, name in NAMES.items():
+                files = folder / "files"
+                paths = write_compressed(folder / name, files, syntax)
+                alone_s = decoding_s(paths, decoders)
+                _send(port, files, syntax)
+                uid = str(pydicom.dcmread(paths[0]).SeriesInstanceUID)
+                waited_s = handover_s(engine, uid)
+                if number:  # the first warms up
+                    rounds[syntax].append((alone_s, waited_s))
+                shutil.rmtree(files)
+    return Handovers(stage.chest.name, rounds).found()
 
 
 def _send(port: int, folder: Path, syntax: UID) -> None:
@@ -187,57 +203,3 @@ def _send(port: int, folder: Path, syntax: UID) -> None:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-
-
-def as_markdown(rows: Sequence[dict[str, object]]) -> str:
-    """The table."""
-    lines = [
-        f"From the last instance's arrival to the request at Triton, median of "
-        f"{rows[0]['rounds']} rounds",
-        "",
-        "| transfer syntax | decoding the series, ms | last arrival to request, ms | of it after "
-        "the association's end, ms | share of decoding |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        decoding, arrival, release, share = (
-            float(str(row[name]))
-            for name in (
-                "decoding_s",
-                "last_arrival_to_request_s",
-                "release_to_request_s",
-                "share",
-            )
-        )
-        lines.append(
-            f"| {row['syntax']} | {decoding * 1e3:.0f} | {arrival * 1e3:.0f} | "
-            f"{release * 1e3:.0f} | {share:.0%} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def main() -> int:
-    """Prints the table, and writes it where told."""
-    parser = argparse.ArgumentParser(prog="python -m perf.handover", description=main.__doc__)
-    parser.add_argument("--study", type=Path, help="a folder with one chest CT series")
-    parser.add_argument("--slices", type=int, default=100, help="of the generated one")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--output", type=Path, help="folder for handover.md and handover.json")
-    chosen = parser.parse_args()
-    machine = describe_machine()
-    rows = measure(chosen.study, chosen.model_repository, chosen.rounds, chosen.slices)
-    table = as_markdown(rows)
-    print(table)
-    if chosen.output is not None:
-        chosen.output.mkdir(parents=True, exist_ok=True)
-        words = "\n".join(f"- {key}: {value}" for key, value in machine.items())
-        (chosen.output / "handover.md").write_text(f"{table}\n{words}\n", encoding="utf-8")
-        (chosen.output / "handover.json").write_text(
-            json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8"
-        )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

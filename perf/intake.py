@@ -1,24 +1,25 @@
 """Intake beside dcmtk's storescp and Orthanc: the same series, by the same sender, in turn.
 
-`python -m perf.intake` writes a table of rates. The sender is dcmtk's storescu; everybody has
-TCP_NODELAY=1 (without it dcmtk and Orthanc wait 45 ms per instance). Ours and Orthanc sync what
-they write; storescp syncs nothing. All of it runs in a network namespace of its own, because
-Orthanc listens on every address whatever its settings say.
+Comes in: how much is sent. Goes out: seconds of each, and whether our rate is what it should be.
+The sender is dcmtk's storescu; everybody has TCP_NODELAY=1 (without it dcmtk and Orthanc wait
+45 ms per instance). Ours and Orthanc sync what they write; storescp syncs nothing. All of it runs
+in a network namespace of its own, because Orthanc listens on every address whatever its settings
+say. Nothing survives.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,22 @@ import yaml
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from perf.measure import Measurement, describe_machine
+from perf.measure import Measurement, ratio
+from perf.report import Shown
 from perf.road import free_port
+from perf.sections import Found
+from perf.stage import Say
+
+SEVERAL = 4
+"""Associations at once, where it isn't one."""
+ORTHANC = "Orthanc"
+STORESCP = "dcmtk storescp (no sync)"
+
+Durations = dict[str, dict[int, list[float]]]
+"""Receiver -> associations at once -> seconds of each round."""
 
 _NODELAY = {**os.environ, "TCP_NODELAY": "1"}
 _START_TIMEOUT_S = 60.0
-_INSIDE = "TRITOME_PERF_NAMESPACE"
 _AE_TITLE = "INTAKE"
 
 
@@ -97,7 +108,9 @@ def send(port: int, paths: Sequence[Path], associations: int) -> float:
 
 
 @contextmanager
-def started(command: Sequence[str], port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    command: Sequence[str], port: int, folder: Path, timeout_s: float = _START_TIMEOUT_S
+) -> Iterator[subprocess.Popen[bytes]]:
     """Runs a receiver in `folder` while the block lasts, from when it listens.
 
     Raises:
@@ -106,7 +119,7 @@ def started(command: Sequence[str], port: int, folder: Path) -> Iterator[subproc
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(list(command), stdout=log, stderr=log, env=_NODELAY, cwd=folder)
     try:
-        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        deadline_s = time.monotonic() + timeout_s
         # Asked of the kernel, not by a connection: that would be a first association.
         while not _listens(port):
             if process.poll() is not None or time.monotonic() > deadline_s:
@@ -130,8 +143,13 @@ def _listens(port: int) -> bool:
     return any(row[1].endswith(wanted) and row[3] == "0A" for row in rows)
 
 
+def ours(processes: int) -> str:
+    """The name of one of our gateways."""
+    return "tritome" if processes == 1 else f"tritome, {processes} processes"
+
+
 @contextmanager
-def tritome(folder: Path, processes: int, database_url: str | None = None) -> Iterator[Peer]:
+def tritome(folder: Path, processes: int) -> Iterator[Peer]:
     """Our gateway with its defaults, but that nothing is done with what comes."""
     folder.mkdir()
     port = free_port()
@@ -148,13 +166,12 @@ def tritome(folder: Path, processes: int, database_url: str | None = None) -> It
         # Nobody decodes or processes: the others don't either.
         "jobs": {"ahead-bytes": 0},
         "triton": {"arena-bytes": 1 << 20},
-        "store": {"folder": "store"} | ({"database-url": database_url} if database_url else {}),
+        "store": {"folder": "store"},
     }
     (folder / "gateway.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     command = [sys.executable, "-m", "dicom_gateway", "--config", "gateway.yaml"]
     with started(command, port, folder):
-        name = "tritome" if processes == 1 else f"tritome, {processes} processes"
-        yield Peer(name, port, lambda: len(list((folder / "store").rglob("*.dcm"))))
+        yield Peer(ours(processes), port, lambda: len(list((folder / "store").rglob("*.dcm"))))
 
 
 @contextmanager
@@ -165,7 +182,7 @@ def storescp(folder: Path) -> Iterator[Peer]:
     command = [program("storescp", "dcmtk"), "--fork", "-aet", _AE_TITLE]
     command += ["-od", str(folder / "kept"), "+xa", str(port)]
     with started(command, port, folder):
-        yield Peer("dcmtk storescp (no sync)", port, lambda: len(list((folder / "kept").iterdir())))
+        yield Peer(STORESCP, port, lambda: len(list((folder / "kept").iterdir())))
 
 
 @contextmanager
@@ -193,7 +210,7 @@ def orthanc(folder: Path) -> Iterator[Peer]:
             whole = (path for path in found if path.is_file() and path.suffix == "")
             return sum(1 for path in whole if path.stat().st_size > 500_000)
 
-        yield Peer("Orthanc", port, count)
+        yield Peer(ORTHANC, port, count)
 
 
 def program(name: str, package: str) -> str:
@@ -215,21 +232,24 @@ def program(name: str, package: str) -> str:
     return found
 
 
-def measure(instances: int, rounds: int, processes: int) -> list[dict[str, object]]:
-    """Sends a series to each in turn, `rounds` times, by one and by four associations."""
-    found: dict[tuple[str, int], list[float]] = {}
+def take_turns(instances: int, rounds: int, processes: int) -> Durations:
+    """Sends a series to each in turn, `rounds` times, by one and by four associations.
+
+    Raises:
+        RuntimeError: a peer is missing, doesn't start, or lost something.
+    """
     with tempfile.TemporaryDirectory(prefix="tritome-intake-") as scratch, ExitStack() as open_:
         folder = Path(scratch)
         peers = [
             open_.enter_context(tritome(folder / "one", 1)),
+            open_.enter_context(tritome(folder / "several", processes)),
             open_.enter_context(orthanc(folder / "orthanc")),
             open_.enter_context(storescp(folder / "storescp")),
         ]
-        if processes > 1:
-            peers.append(open_.enter_context(tritome(folder / "several", processes)))
         sent = dict.fromkeys((peer.name for peer in peers), 0)
+        found: Durations = {peer.name: {1: [], SEVERAL: []} for peer in peers}
         for number in range(rounds + 1):
-            for associations in (1, 4):
+            for associations in (1, SEVERAL):
                 series = folder / f"series-{number}-{associations}"
                 paths = write_series(series, instances, number)
                 # Each round begins with another: what the disk still has to do hits all alike.
@@ -239,78 +259,121 @@ def measure(instances: int, rounds: int, processes: int) -> list[dict[str, objec
                     sent[peer.name] += instances
                     os.sync()
                     if number:  # the first warms up
-                        found.setdefault((peer.name, associations), []).append(took_s)
+                        found[peer.name][associations].append(took_s)
                 shutil.rmtree(series)
-                print(f"round {number} of {rounds}, {associations} association(s)", flush=True)
+                print(f"intake: round {number} of {rounds}, {associations} association(s)")
         for peer in peers:
             if peer.count() != sent[peer.name]:
                 msg = f"{peer.name} has {peer.count()} of {sent[peer.name]} instances"
                 raise RuntimeError(msg)
-    rows: list[dict[str, object]] = []
-    for (name, associations), durations_s in found.items():
-        measured = Measurement.of(name, durations_s)
-        rows.append(
-            {
-                **asdict(measured),
-                "associations": associations,
-                "instances_per_s": instances / measured.median_s,
-            }
+    return found
+
+
+def as_found(durations_s: Durations, instances: int, processes: int) -> Found:
+    """What the durations show.
+
+    Args:
+        durations_s: Receiver -> associations at once -> seconds of each round.
+        instances: How many each series has.
+        processes: Of our second gateway.
+    """
+    measurements = [
+        Measurement.of(
+            f"intake, {instances} instances of 512 x 512, {associations} association"
+            f"{'s' if associations > 1 else ''}: {name}",
+            seconds[associations],
         )
-    return rows
-
-
-def as_markdown(rows: Sequence[dict[str, object]], instances: int) -> str:
-    """The table, with each rate as a multiple of Orthanc's."""
-    base = {
-        row["associations"]: float(str(row["instances_per_s"]))
-        for row in rows
-        if row["name"] == "Orthanc"
-    }
-    lines = [
-        f"Intake of {instances} instances of 512 x 512 x 16 bits, median of "
-        f"{rows[0]['repetitions']} rounds",
-        "",
-        "| receiver | associations | instances/s | of Orthanc's | seconds (25 .. 90 %) |",
-        "| --- | ---: | ---: | ---: | --- |",
+        for associations in (1, SEVERAL)
+        for name, seconds in durations_s.items()
     ]
-    for row in sorted(rows, key=lambda one: (str(one["associations"]), str(one["name"]))):
-        rate = float(str(row["instances_per_s"]))
-        ratio = rate / base[row["associations"]]
-        lines.append(
-            f"| {row['name']} | {row['associations']} | {rate:.0f} | {ratio:.2f} | "
-            f"{row['p25_s']:.2f} .. {row['p90_s']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+    alone, several = durations_s[ours(1)], durations_s[ours(processes)]
+    n = len(alone[1])
+
+    def rate(name: str, associations: int) -> str:
+        return f"{instances / statistics.median(durations_s[name][associations]):.0f}"
+
+    return Found(
+        measurements,
+        [
+            Shown(
+                f"intake, one association: rate of {ours(1)} over {name}'s "
+                f"({rate(ours(1), 1)} against {rate(name, 1)} instances/s)",
+                ratio(durations_s[name][1], alone[1]),
+                wanted,
+                n=n,
+            )
+            for name, wanted in ((ORTHANC, 1.0), (STORESCP, 0.25))
+        ]
+        + [
+            Shown(
+                f"intake, {SEVERAL} associations: rate of {ours(processes)} over that of one "
+                f"association ({rate(ours(processes), SEVERAL)} against "
+                f"{rate(ours(processes), 1)} instances/s)",
+                ratio(several[1], several[SEVERAL]),
+                least_gain(processes),
+                n=n,
+            )
+        ],
+    )
+
+
+def least_gain(processes: int) -> float:
+    """How many times the rate of one association four should have.
+
+    The sender lives on the same machine and needs its share of the cores: half of them are ours.
+    """
+    return max(1.0, min(processes, SEVERAL) / 2)
+
+
+def measure(folder: Path, instances: int, rounds: int, say: Say) -> Found:
+    """The part of a bench; runs itself in a network namespace.
+
+    Args:
+        folder: For the durations that come out of the namespace.
+        instances: Of the series.
+        rounds: That count; one more before them warms up.
+        say: Hears how far it is.
+
+    Raises:
+        RuntimeError: there is no namespace to be had, or a peer is missing or fails.
+    """
+    folder.mkdir()
+    durations = folder / "durations.json"
+    processes = max(2, min(SEVERAL, os.cpu_count() or 1))
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        msg = "unshare is missing (Debian's util-linux): Orthanc would listen to the network"
+        raise RuntimeError(msg)
+    mine = [] if os.geteuid() == 0 else ["--map-root-user"]
+    script = 'ip link set lo up && exec "$@"'
+    sizes = map(str, (instances, rounds, processes))
+    with subprocess.Popen(
+        [
+            *(unshare, "--net", *mine, "sh", "-c", script, "sh"),
+            *(sys.executable, "-u", "-m", "perf.intake", *sizes, str(durations)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as inside:
+        assert inside.stdout is not None
+        words = ""
+        for line in inside.stdout:
+            words = line.strip() or words
+            if words.startswith("intake: "):
+                say(words)
+    if inside.returncode:
+        raise RuntimeError(words or "a network namespace could not be made (unshare --net)")
+    kept: dict[str, dict[str, list[float]]] = json.loads(durations.read_text(encoding="utf-8"))
+    numbered = {name: {int(n): s for n, s in by.items()} for name, by in kept.items()}
+    return as_found(numbered, instances, processes)
 
 
 def main() -> int:
-    """Runs it in a network namespace; prints the table, and writes it where told."""
-    parser = argparse.ArgumentParser(prog="python -m perf.intake", description=main.__doc__)
-    parser.add_argument("--instances", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=2, help="of our second gateway")
-    parser.add_argument("--output", type=Path, help="folder for intake.md and intake.json")
-    chosen = parser.parse_args()
-    if _INSIDE not in os.environ:
-        unshare = ["unshare", "--net"]
-        if os.geteuid() != 0:
-            unshare += ["--map-root-user"]
-        script = 'ip link set lo up && exec "$@"'
-        command = [*unshare, "sh", "-c", script, "sh", sys.executable, "-m", "perf.intake"]
-        return subprocess.run(
-            [*command, *sys.argv[1:]], env={**os.environ, _INSIDE: "1"}, check=False
-        ).returncode
-    machine = describe_machine()
-    rows = measure(chosen.instances, chosen.rounds, chosen.processes)
-    table = as_markdown(rows, chosen.instances)
-    print(table)
-    if chosen.output is not None:
-        chosen.output.mkdir(parents=True, exist_ok=True)
-        words = "\n".join(f"- {key}: {value}" for key, value in machine.items())
-        (chosen.output / "intake.md").write_text(f"{table}\n{words}\n", encoding="utf-8")
-        (chosen.output / "intake.json").write_text(
-            json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8"
-        )
+    """Inside the namespace: measures, and leaves the durations as JSON."""
+    instances, rounds, processes = map(int, sys.argv[1:4])
+    found = take_turns(instances, rounds, processes)
+    Path(sys.argv[4]).write_text(json.dumps(found), encoding="utf-8")
     return 0
 
 

@@ -1,25 +1,31 @@
 """A locust file whose user is a hospital: it sends studies and waits for their results.
 
 Each user sends a study with new UIDs to the gateway by C-STORE and waits until the result
-that belongs to it comes back by C-STORE. `make bench` runs it with one user; for a load
-test of your own gateway, list this as a destination and a source in gateway.yaml and run
+that belongs to it comes back by C-STORE. With `--web`, every other study goes by STOW-RS, and
+after each one the hospital asks the API for what it has sent. `make bench` runs it with one user;
+for a load test of your own gateway, list this as a destination and a source in gateway.yaml and
+run
 
     locust -f perf/locustfile.py --host 127.0.0.1:11112 --study FOLDER --receive-port 11113
 
 Two figures come out for each study: how long sending took, and how long from the first
-instance to the result.
+instance to the result; and one for each question.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import queue
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import requests
 from locust import User, constant, events, task
 from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
@@ -28,6 +34,10 @@ from perf.studies import StudyTemplate
 
 SENT = "study sent"
 ANSWERED = "study to result"
+QUESTIONS = 5
+"""How often each question is asked after a study."""
+_BOUNDARY = "tritome-locust"
+_WEB_TIMEOUT_S = 600.0
 
 # Locust has put gevent's greenlets in the place of threads, queues and sockets by the time it
 # loads this file, so that the standard library's own are the right ones here.
@@ -46,6 +56,8 @@ def _add_options(parser: Any) -> None:
     parser.add_argument("--receive-port", type=int, default=11113, help="where results come")
     parser.add_argument("--result-timeout", type=float, default=600, help="seconds for a result")
     parser.add_argument("--studies", type=int, default=0, help="stop after so many; 0: never")
+    parser.add_argument("--web", default="", help="the gateway's http://HOST:PORT, for DICOMweb")
+    parser.add_argument("--token-file", default="", help="holds the bearer token for --web")
     parser.add_argument("--durations", default="", help="file for each duration, as JSON lines")
 
 
@@ -107,36 +119,50 @@ class Hospital(User):
         self._study = StudyTemplate(Path(self._options.study))
         host, _, port = (self.host or "").rpartition(":")
         self._address = host, int(port)
+        self._ways: list[tuple[str, Callable[[], None]]] = [("C-STORE", self._send)]
+        if self._options.web:
+            self._ways.append(("STOW-RS", self._store))
+            self._web = requests.Session()
+            self._web.trust_env = False  # a proxy of the site is not for a gateway
+            if self._options.token_file:
+                token = Path(self._options.token_file).read_text(encoding="utf-8").strip()
+                self._web.headers["Authorization"] = f"Bearer {token}"
 
     @task
     def send_and_wait(self) -> None:
-        """One study there and its result back."""
-        if not self._may_begin():
+        """One study there and its result back; then what the API says of it."""
+        number = self._begin()
+        if number is None:
             self.environment.runner.quit()
             return
+        way, send = self._ways[number % len(self._ways)]
         study_instance_uid = self._study.renew()
         result = _waiting[study_instance_uid] = queue.Queue(1)
         began = time.perf_counter()
         try:
-            self._send()
-            self._note(SENT, time.perf_counter() - began)
+            send()
+            self._note(way, SENT, time.perf_counter() - began)
             ended = result.get(timeout=self._options.result_timeout)
-            self._note(ANSWERED, ended - began)
-        except StudyFailed as error:
-            self._note(SENT, time.perf_counter() - began, error)
+            self._note(way, ANSWERED, ended - began)
+        except (StudyFailed, requests.RequestException) as error:
+            self._note(way, SENT, time.perf_counter() - began, error)
         except queue.Empty:
             limit_s = self._options.result_timeout
             late = StudyFailed(f"no result within {limit_s:g} s; see 'tritome jobs list'")
-            self._note(ANSWERED, time.perf_counter() - began, late)
+            self._note(way, ANSWERED, time.perf_counter() - began, late)
+        else:
+            if self._options.web:
+                self._ask(study_instance_uid)
         finally:
             _waiting.pop(study_instance_uid, None)
 
-    def _may_begin(self) -> bool:
+    def _begin(self) -> int | None:
+        """The number of the next study; None when there have been enough."""
         with Hospital._counting:
             if self._options.studies and Hospital._begun >= self._options.studies:
-                return False
+                return None
             Hospital._begun += 1
-            return True
+            return Hospital._begun - 1
 
     def _send(self) -> None:
         ae = AE(ae_title=self._options.calling)
@@ -166,10 +192,58 @@ class Hospital(User):
             if association.is_established:
                 association.release()
 
-    def _note(self, name: str, duration_s: float, error: BaseException | None = None) -> None:
+    def _store(self) -> None:
+        kind = f'multipart/related; type="application/dicom"; boundary={_BOUNDARY}'
+        answer = self._web.post(
+            f"{self._dicomweb()}/studies",
+            data=self._parts(),
+            headers={"Content-Type": kind, "Accept": "application/dicom+json"},
+            timeout=_WEB_TIMEOUT_S,
+        )
+        if answer.status_code != HTTPStatus.OK:
+            msg = f"STOW-RS was answered with {answer.status_code}; not all instances are taken"
+            raise StudyFailed(msg)
+
+    def _parts(self) -> Iterator[bytes]:
+        """The study as a body that is never in memory as a whole."""
+        for dataset in self._study:
+            file = io.BytesIO()
+            dataset.save_as(file, enforce_file_format=True)
+            head = f"--{_BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n"
+            yield b"".join((head.encode(), file.getvalue(), b"\r\n"))
+        yield f"--{_BOUNDARY}--\r\n".encode()
+
+    def _dicomweb(self) -> str:
+        return f"{self._options.web}/dicom-web/{self._options.called}"
+
+    def _ask(self, study_instance_uid: str) -> None:
+        study = f"{self._dicomweb()}/studies/{study_instance_uid}"
+        first = next(iter(self._study))
+        series = f"{study}/series/{first.SeriesInstanceUID}"
+        json_, objects = "application/dicom+json", 'multipart/related; type="application/dicom"'
+        for name, url, kind in (
+            ("health", f"{self._options.web}/health", "application/json"),
+            ("QIDO-RS, series of a study", f"{study}/series", json_),
+            ("QIDO-RS, its instances", f"{series}/instances", json_),
+            ("WADO-RS, an instance", f"{series}/instances/{first.SOPInstanceUID}", objects),
+        ):
+            for _ in range(QUESTIONS):
+                began = time.perf_counter()
+                error: Exception | None = None
+                try:
+                    answer = self._web.get(url, headers={"Accept": kind}, timeout=_WEB_TIMEOUT_S)
+                    if answer.status_code != HTTPStatus.OK:
+                        error = StudyFailed(f"{name} was answered with {answer.status_code}")
+                except requests.RequestException as failed:
+                    error = failed
+                self._note("API", name, time.perf_counter() - began, error)
+
+    def _note(
+        self, way: str, name: str, duration_s: float, error: BaseException | None = None
+    ) -> None:
         self.environment.events.request.fire(
-            request_type="C-STORE",
-            name=name,
+            request_type=way,
+            name=f"{way}, {name}",
             response_time=duration_s * 1000,
             response_length=0,
             exception=error,

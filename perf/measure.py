@@ -36,7 +36,9 @@ class Measurement:
     moved_bytes: int | None = None
 
     @classmethod
-    def of(cls, name: str, durations_s: Sequence[float]) -> Measurement:
+    def of(
+        cls, name: str, durations_s: Sequence[float], moved_bytes: int | None = None
+    ) -> Measurement:
         """From single durations, in seconds.
 
         Raises:
@@ -52,7 +54,19 @@ class Measurement:
         def percentile(percent: int) -> float:
             return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
-        return cls(name, len(ordered), percentile(25), statistics.median(ordered), percentile(90))
+        return cls(
+            name,
+            len(ordered),
+            percentile(25),
+            statistics.median(ordered),
+            percentile(90),
+            moved_bytes,
+        )
+
+
+def ratio(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    """Of durations taken in turns: the median over the rounds, so that load counts for both."""
+    return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
 
 
 def describe_machine() -> dict[str, str]:

@@ -153,7 +153,7 @@ def _serve(pipe: Connection, bundle: Path, volume: Path, runtime: str, side: Sid
         pipe.send(one.run(request))
 
 
-class _Clocked:
+class Clocked:
     """A network that says how long it took."""
 
     def __init__(self, network: Callable[..., Any]) -> None:
@@ -165,6 +165,7 @@ class _Clocked:
         self.seconds = self.cpu_s = 0.0
 
     def __call__(self, windows: Any) -> Any:
+        """One batch of windows."""
         started, cpu_s = time.perf_counter(), time.process_time()
         found = self._network(windows)
         self.seconds += time.perf_counter() - started
@@ -189,9 +190,7 @@ class _OneSide:
         config = read.recipe.open(read.folder, torch.device("cpu"))
         self._before, self._after = config.preprocessing(), config.postprocessing()
         self._inferer = config.inferer()
-        self._network = _Clocked(
-            load_network(config, read.recipe, read.folder, torch.device("cpu"))
-        )
+        self._network = Clocked(load_network(config, read.recipe, read.folder, torch.device("cpu")))
         self._reduce = None
         if side.ours and read.recipe.y_channels:
             parts = split(self._after, read.recipe.pred_key, read.recipe.y_channels)

@@ -1,19 +1,16 @@
-"""How fast the queue is: `python -m perf.queue [--database-url URL]`, a table.
+"""How fast the queue is, on an SQLite file of its own and on any database that may be emptied.
 
-Comes in: an empty database (an SQLite file of its own where none is named; PostgreSQL by
-`--database-url`, one that may be emptied). Goes out: how long a job waits when nothing else
-does, and what a claim takes with an empty table, 100,000 waiting rows, 100,000 finished rows,
-and 100,000 that wait for their next try.
+Comes in: how many rows a full table has. Goes out: how long a job waits when nothing else does,
+and what a claim takes with an empty table, with rows that wait, that are finished, and that wait
+for their next try.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import tempfile
+import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -23,11 +20,15 @@ from dicom_gateway.jobs import JobQueue, JobRun, Worker
 from dicom_gateway.jobs.owner import this_process
 from dicom_gateway.observe import set_up_logging
 from dicom_gateway.records import Priority, Result
-from perf.measure import describe_machine
+from perf.measure import Measurement
+from perf.sections import Found
+from perf.stage import Say
 
-ROWS = 100_000
-CLAIMS = 200
-STARTS = 100
+CLAIMS = 50
+STARTS = 20
+"""In each round."""
+_FRESH = 1 << 24
+"""From this number on no row of a filled table has it."""
 _BATCH = 5_000
 
 
@@ -73,25 +74,25 @@ def fill(engine: sa.Engine, count: int, **values: object) -> None:
             connection.exec_driver_sql("VACUUM ANALYZE jobs")
 
 
-def claim_ms(engine: sa.Engine, folder: Path) -> float:
-    """The median of claims that each find one job more than there was."""
-    queue, me, took = JobQueue(engine, folder), this_process(), []
+def claims_s(engine: sa.Engine, folder: Path) -> list[float]:
+    """Of claims that each find one job more than there was."""
+    queue, me, took_s = JobQueue(engine, folder), this_process(), []
     for number in range(CLAIMS):
         with transaction(engine) as connection:
-            fresh = rows(1, 10 * ROWS + number, created_at_s=0.0)
+            fresh = rows(1, _FRESH + number, created_at_s=0.0)
             connection.execute(jobs.insert(), fresh)
         started = time.perf_counter()
         job = queue.claim(me)
-        took.append(time.perf_counter() - started)
+        took_s.append(time.perf_counter() - started)
         assert job is not None
         queue.finish(job, ())
-    return 1000 * statistics.median(took)
+    return took_s
 
 
-def start_ms(engine: sa.Engine, folder: Path) -> list[float]:
+def starts_s(engine: sa.Engine, folder: Path) -> list[float]:
     """From the commit of an enqueued job to its start in a worker that had nothing to do."""
     queue = JobQueue(engine, folder)
-    began, took = threading.Event(), []
+    began, took_s = threading.Event(), []
     at = [0.0]
 
     def process(_: JobRun) -> Sequence[Result]:
@@ -106,57 +107,58 @@ def start_ms(engine: sa.Engine, folder: Path) -> list[float]:
         for number in range(STARTS):
             began.clear()
             with transaction(engine) as connection:
-                connection.execute(jobs.insert(), rows(1, 20 * ROWS + number))
+                connection.execute(jobs.insert(), rows(1, 2 * _FRESH + number))
             committed = time.perf_counter()
             queue.notify()
-            began.wait(30)
-            took.append(1000 * (at[0] - committed))
+            if not began.wait(30):
+                msg = "a job did not start within 30 s in a worker that had nothing to do"
+                raise RuntimeError(msg)
+            took_s.append(at[0] - committed)
             time.sleep(0.05)
     finally:
         worker.stop()
         thread.join()
-    return took
+    return took_s
 
 
-def measure(url: str, folder: Path, say: Callable[[str], None] = print) -> None:
-    """Prints the table of one database."""
-    engine = open_database(url)
-    fill(engine, 0)
-    starts = sorted(start_ms(engine, folder))
-    with transaction(engine) as connection:
-        later_s = connection.execute(sa.select(now_s() + 86400)).scalar_one()
-    tables: dict[str, dict[str, object]] = {
-        "waiting": {},
-        "finished": {"state": "delivered"},
-        "waiting for their next try": {"not_before_s": later_s},
-    }
-    fill(engine, 0)
-    empty = claim_ms(engine, folder)
-    say(f"\n| {engine.dialect.name} | ms | of an empty table's |\n|---|---:|---:|")
-    say(f"| enqueue to start when idle, p50 | {starts[len(starts) // 2]:.1f} | |")
-    say(f"| enqueue to start when idle, p90 | {starts[len(starts) * 9 // 10]:.1f} | |")
-    say(f"| claim, empty table | {empty:.2f} | 1 |")
-    for name, values in tables.items():
-        fill(engine, ROWS, **values)
-        took = claim_ms(engine, folder)
-        say(f"| claim, {ROWS:,} rows {name} | {took:.2f} | {took / empty:.2f} |")
-    engine.dispose()
+def measure(folder: Path, urls: Sequence[str], count: int, rounds: int, say: Say) -> Found:
+    """The part of a bench: the tables are filled in turns, once more to warm up.
 
-
-def main() -> None:
-    """Measures SQLite, and whatever else is named."""
-    parser = argparse.ArgumentParser(prog="python -m perf.queue", description=__doc__)
-    parser.add_argument("--database-url", action="append", default=[], help="it is emptied")
-    chosen = parser.parse_args()
-    set_up_logging("json")  # to stderr; the table goes to stdout
-    with tempfile.TemporaryDirectory() as folder:
-        urls = [f"sqlite:///{folder}/index.sqlite", *chosen.database_url]
-        for url in urls:
-            measure(url, Path(folder))
-    print()
-    for name, words in describe_machine().items():
-        print(f"- {name}: {words}")
-
-
-if __name__ == "__main__":
-    main()
+    Args:
+        folder: For an SQLite file of our own.
+        urls: Of further databases; they are emptied.
+        count: Rows of a full table.
+        rounds: That count.
+        say: Hears how far it is.
+    """
+    folder.mkdir()
+    set_up_logging(level=logging.WARNING)  # not a line for each job
+    measurements = []
+    for url in (f"sqlite:///{folder}/index.sqlite", *urls):
+        engine = open_database(url)
+        with transaction(engine) as connection:
+            later_s = connection.execute(sa.select(now_s() + 86400)).scalar_one()
+        tables: dict[str, tuple[int, dict[str, object]]] = {
+            "empty table": (0, {}),
+            f"{count:,} rows waiting": (count, {}),
+            f"{count:,} rows finished": (count, {"state": "delivered"}),
+            f"{count:,} rows waiting for their next try": (count, {"not_before_s": later_s}),
+        }
+        claims: dict[str, list[float]] = {name: [] for name in tables}
+        starts: list[float] = []
+        for number in range(rounds + 1):
+            say(f"queue: round {number} of {rounds}, {engine.dialect.name}")
+            for name, (size, values) in tables.items():
+                fill(engine, size, **values)
+                took_s = claims_s(engine, folder)
+                claims[name] += took_s if number else []  # the first warms up
+            fill(engine, 0)
+            took_s = starts_s(engine, folder)
+            starts += took_s if number else []
+        engine.dispose()
+        title = f"queue, {engine.dialect.name}"
+        measurements.append(Measurement.of(f"{title}: enqueue to start when idle", starts))
+        measurements += [
+            Measurement.of(f"{title}: claim, {name}", took_s) for name, took_s in claims.items()
+        ]
+    return Found(measurements, [])

@@ -138,4 +138,5 @@ def _row(one: Measurement) -> str:
 
 
 def _milliseconds(duration_s: float) -> str:
-    return f"{duration_s * 1000:,.0f}"
+    digits = 0 if duration_s >= 0.01 else 2
+    return f"{duration_s * 1000:,.{digits}f}"

@@ -1,17 +1,14 @@
-"""The parts of a bench that run on any bundle and volume: road, outside the network, peers.
+"""Three parts of a bench: the road alone, everything but the network, and the peers.
 
 In: what to run on. Out: measurements, and what they should show (the issue's figures).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from clients.infer import stored_volume
 from perf import outside, transport
 from perf.measure import Measurement
 from perf.peers.case import Volume
@@ -26,8 +23,7 @@ from perf.peers.compare import (
     compare,
 )
 from perf.report import Shown
-
-Say = Callable[[str], None]
+from perf.stage import Say
 
 TIMES = {COLD: 5.0, WARM: 3.0, TUTORIAL: 3.0, BINARY: 3.0, JSON: 6.0}
 """How many times longer each peer should take than our default runtime."""
@@ -43,22 +39,6 @@ class Found:
     measurements: list[Measurement]
     shown: list[Shown]
     devices: dict[str, str] = field(default_factory=dict)
-
-
-def read_volume(source: Path) -> Volume:
-    """A volume from an .npz with IMAGE, RESCALE and AFFINE, or from a DICOM folder."""
-    if source.suffix == ".npz":
-        return Volume.read(source)
-    image, rescale, affine = stored_volume(source)
-    affine = affine.astype(np.float32).astype(np.float64)
-    return Volume(source.name, image, rescale, affine)
-
-
-def save_volume(volume: Volume, folder: Path) -> Path:
-    """As an .npz, for processes that read their volume themselves."""
-    path = folder / f"{volume.name}.npz"
-    np.savez(path, **volume.request())
-    return path
 
 
 def the_road(shape_kji: tuple[int, int, int], repetitions: int) -> Found:

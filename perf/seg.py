@@ -1,21 +1,17 @@
 """How long a SEG takes, beside plain highdicom on the same mask in the same run.
 
-Comes in: nothing; the series and the mask are generated. Goes out: a line each, medians. Both
-objects are read back and held against each other: equal segments, frames, places and pixels.
-
-    python -m perf.seg [--slices 300] [--segments 5] [--runs 5]
+Comes in: how large a mask; it and its series are generated. Goes out: seconds of both, in turns.
+Both objects are read back and held against each other: equal segments, frames, places and pixels.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import highdicom as hd
@@ -43,53 +39,57 @@ from dicom_gateway.records import (
     Slice,
     Volume,
 )
+from perf.measure import Measurement, ratio
+from perf.report import Shown
+from perf.sections import Found
+
+SEGMENTS = 5
+SHARE = 0.5
+"""Of plain highdicom's time: most of what ours may take."""
+OURS = "tritome, encoding and writing"
+THEIRS = "highdicom, encoding and writing"
+CHECKED = "tritome, with sources read, synced and through the geometry gate"
 
 _ANATOMY = CodedConcept("91723000", "SCT", "Anatomical Structure")
 _ORGAN = CodedConcept("39607008", "SCT", "Lung")
 
 
-def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--slices", type=int, default=300)
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--segments", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=5)
-    wanted = parser.parse_args()
-    with TemporaryDirectory(prefix="tritome-seg-") as folder:
-        volume = _a_volume(Path(folder), wanted.slices, wanted.size)
-        mask = _a_mask(wanted.slices, wanted.size, wanted.segments)
-        output = _an_output(wanted.segments)
-        print(compare(volume, mask, output, Path(folder), runs=wanted.runs))
+def measure(folder: Path, shape_kji: tuple[int, int, int], rounds: int) -> Found:
+    """The part of a bench: times both in turns, and proves that they say the same.
 
-
-def compare(
-    volume: Volume, mask: NDArray[np.uint8], output: Output, folder: Path, *, runs: int
-) -> str:
-    """Times both, in turn, and proves that they say the same.
+    Args:
+        folder: For the series and the results.
+        shape_kji: Of the mask.
+        rounds: That count; one more before them warms up.
 
     Raises:
-        AssertionError: they don't.
+        AssertionError: they don't say the same.
     """
+    folder.mkdir()
+    mask = a_mask(shape_kji)
+    output = _an_output()
+    volume = _a_volume(folder, shape_kji)
     contract = _a_contract(output)
-    origin = Origin(volume, contract, _a_job("0" * 32), 0, read_sources(volume))
+    origin = Origin(volume, contract, _a_job(0), 0, read_sources(volume))
     images = [pydicom.dcmread(path) for path in volume.headers]
-    ours_s, theirs_s = [], []
-    for _ in range(runs):
-        ours, seconds = _timed(lambda: _ours(mask, output, origin))
-        ours_s.append(seconds)
-        theirs, seconds = _timed(lambda: _theirs(mask, output, images))
-        theirs_s.append(seconds)
-    assert_equal(pydicom.dcmread(io.BytesIO(ours)), pydicom.dcmread(io.BytesIO(theirs)))
-    _, checked_s = _timed(
-        lambda: encode_segmentation(mask, volume, contract, output, _a_job("1" * 32), folder)
-    )
-    ours_ms, theirs_ms = (1000 * statistics.median(one) for one in (ours_s, theirs_s))
-    return (
-        f"{'x'.join(map(str, mask.shape))}, {len(output.segments)} segments: "
-        f"tritome {ours_ms:.0f} ms, highdicom {theirs_ms:.0f} ms, ratio "
-        f"{ours_ms / theirs_ms:.2f} (encoding and writing, equal content); with sources read, "
-        f"synced and through the geometry gate {1000 * checked_s:.0f} ms"
+    seconds: dict[str, list[float]] = {OURS: [], THEIRS: [], CHECKED: []}
+    for number in range(rounds + 1):
+        ours, ours_s = _timed(lambda: _ours(mask, output, origin))
+        theirs, theirs_s = _timed(lambda: _theirs(mask, output, images))
+        # A job of its own each time: a result that is there already isn't made again.
+        encode = partial(encode_segmentation, mask, volume, contract, output, _a_job(number))
+        _, checked_s = _timed(partial(encode, folder))
+        if number:  # the first warms up
+            for name, took_s in ((OURS, ours_s), (THEIRS, theirs_s), (CHECKED, checked_s)):
+                seconds[name].append(took_s)
+        else:
+            assert_equal(pydicom.dcmread(io.BytesIO(ours)), pydicom.dcmread(io.BytesIO(theirs)))
+    name = f"SEG, {' x '.join(map(str, shape_kji))}, {SEGMENTS} segments"
+    words = f"{name}: share of plain highdicom's time (encoding and writing, equal content)"
+    share = ratio(seconds[OURS], seconds[THEIRS])
+    return Found(
+        [Measurement.of(f"{name}: {who}", durations_s) for who, durations_s in seconds.items()],
+        [Shown(words, share, SHARE, at_most=True, n=rounds)],
     )
 
 
@@ -157,28 +157,29 @@ def _code(concept: CodedConcept) -> hd.sr.CodedConcept:
     return hd.sr.CodedConcept(concept.value, concept.scheme_designator, concept.meaning)
 
 
-def _a_mask(slices: int, size: int, segments: int) -> NDArray[np.uint8]:
-    """An ellipsoid for each segment, side by side."""
-    mask = np.zeros((slices, size, size), np.uint8)
-    j, i = np.indices((size, size)) / size
-    for number in range(1, segments + 1):
-        middle = (number - 0.5) / segments
+def a_mask(shape_kji: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """An ellipsoid for each segment, side by side: uint8 [K, J, I]."""
+    mask = np.zeros(shape_kji, np.uint8)
+    slices, rows, columns = shape_kji
+    j, i = np.indices((rows, columns)) / [[[rows]], [[columns]]]
+    for number in range(1, SEGMENTS + 1):
+        middle = (number - 0.5) / SEGMENTS
         for k in range(slices):
             height = (k / slices - 0.5) / 0.4
             reach = 1 - height * height
             if reach > 0:
-                inside = ((i - middle) * segments / 0.9) ** 2 + ((j - 0.5) / 0.3) ** 2 < reach / 4
+                inside = ((i - middle) * SEGMENTS / 0.9) ** 2 + ((j - 0.5) / 0.3) ** 2 < reach / 4
                 mask[k][inside] = number
     return mask
 
 
-def _an_output(segments: int) -> Output:
+def _an_output() -> Output:
     return Output(
         "MASK",
         "labelmap",
         "UINT8",
         (-1, -1, -1),
-        tuple(Segment(n, f"Organ {n}", _ANATOMY, _ORGAN) for n in range(1, segments + 1)),
+        tuple(Segment(n, f"Organ {n}", _ANATOMY, _ORGAN) for n in range(1, SEGMENTS + 1)),
     )
 
 
@@ -195,15 +196,17 @@ def _a_contract(output: Output) -> Contract:
     return replace(contract, outputs=(output,))
 
 
-def _a_job(job_id: str) -> Job:
+def _a_job(number: int) -> Job:
+    job_id = f"{number:032x}"
     state, priority = JobState.RUNNING, Priority.NORMAL
     return Job(job_id, "organs", "A", "B", "1", "1", priority, state, 1, 1, (), 0.0, 0.0)
 
 
-def _a_volume(folder: Path, slices: int, size: int) -> Volume:
+def _a_volume(folder: Path, shape_kji: tuple[int, int, int]) -> Volume:
     """Headers of a CT series; its pixels are left out, for nobody looks at them here."""
     study, series, frame = generate_uid(), generate_uid(), generate_uid()
     places, paths = [], []
+    slices, rows, columns = shape_kji
     for k in range(slices):
         ds = Dataset()
         ds.file_meta = FileMetaDataset()
@@ -213,7 +216,7 @@ def _a_volume(folder: Path, slices: int, size: int) -> Volume:
         ds.PatientID = ds.PatientName = ds.PatientBirthDate = ds.PatientSex = ""
         ds.StudyDate = ds.StudyTime = ds.StudyID = ds.AccessionNumber = ""
         ds.Modality, ds.SeriesNumber, ds.InstanceNumber = "CT", 1, k + 1
-        ds.Rows = ds.Columns = size
+        ds.Rows, ds.Columns = rows, columns
         ds.ImagePositionPatient = [-180.0, -180.0, -400.0 + k]
         ds.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
         ds.PixelSpacing, ds.SliceThickness = [0.7, 0.7], 1.0
@@ -225,14 +228,10 @@ def _a_volume(folder: Path, slices: int, size: int) -> Volume:
     return Volume(
         ArenaSpan("", 0, 0),
         "INT16",
-        (slices, size, size),
+        shape_kji,
         np.ones((slices, 2)),
         affine,
         tuple(places),
         tuple(paths),
         Series(series, study, "CT", "A", "B", ()),
     )
-
-
-if __name__ == "__main__":
-    main()

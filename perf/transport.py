@@ -73,12 +73,7 @@ def measure(shape_kji: tuple[int, int, int], *, repetitions: int) -> list[Measur
                     if turn:
                         seconds[road].append(took_s)
     name = f"transport, {' x '.join(map(str, shape_kji))}"
-    found = [Measurement.of(f"{name}: {road}", seconds[road]) for road in ROADS]
-    return [_with_bytes(one, 3 * image.size) for one in found]
-
-
-def _with_bytes(one: Measurement, moved_bytes: int) -> Measurement:
-    return Measurement(one.name, one.repetitions, one.p25_s, one.median_s, one.p90_s, moved_bytes)
+    return [Measurement.of(f"{name}: {road}", seconds[road], 3 * image.size) for road in ROADS]
 
 
 def _inline(protocol: str, url: str, image: NDArray[np.int16]) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from copy import copy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import pydicom.config
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.tag import BaseTag
 from pydicom.uid import CTImageStorage
 from pydicom.valuerep import DS, validate_value
 
@@ -193,18 +195,25 @@ def _is_placed(first: Dataset) -> bool:
 
 
 def _image(ds: Dataset) -> Dataset:
-    image = Dataset()
+    image = Dataset(dict(_blank()))
     for keyword in _GEOMETRY:
         element = _element(ds, keyword)
         if element is not None and element.value not in (None, ""):
             image.add(copy(element))  # frames of one object share the original
-    for keyword in _EMPTY_FOR_HIGHDICOM:
-        setattr(image, keyword, "")
     if "FrameOfReferenceUID" not in image:
         # Without one a SEG can't say where it lies; the references to the source
         # instances, frame by frame, remain what ties the two together.
         image.FrameOfReferenceUID = stand_in_frame_of_reference_uid(image.SeriesInstanceUID)
     return image
+
+
+@cache
+def _blank() -> dict[BaseTag, DataElement]:
+    """Empty elements that all images share: nobody writes into them."""
+    blank = Dataset()
+    for keyword in _EMPTY_FOR_HIGHDICOM:
+        setattr(blank, keyword, "")
+    return {element.tag: element for element in blank}
 
 
 def _be_frame(image: Dataset, slice_: Slice, volume: Volume) -> None:

@@ -101,6 +101,9 @@ class WebServer:
                 "program using it? web.port names the port"
             )
             raise ConfigurationError(msg) from error
+        # Connections have it from here. asyncio sets it only for sockets that name their protocol,
+        # and an answer, header and body in two pieces, would wait 40 ms for the peer's word.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._config.load()
         self._config.ssl = self._tls
         # uvicorn hands no other time on; a silent TLS peer needs no minute to say hello.

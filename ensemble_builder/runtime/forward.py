@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,19 +29,33 @@ from monai.transforms import (
     Flipd,
     Identityd,
     Orientationd,
+    ScaleIntensityRanged,
     Spacingd,
 )
 from monai.transforms.compose import execute_compose
+from numpy.typing import NDArray
 
 from ensemble_builder.errors import ParityError
-from ensemble_builder.runtime.axes import AxisMap, axis_maps
+from ensemble_builder.runtime.axes import AxisMap, apply, axis_maps
 from ensemble_builder.runtime.fusion import CHECK, changes_nothing, differing, is_plain
 from ensemble_builder.runtime.grid import Grid
 from ensemble_builder.runtime.inputs import Input
 from ensemble_builder.runtime.loading import Reader, input_shape, loaded
-from ensemble_builder.runtime.recording import Cast, NotRecorded, Sample, Step, record
+from ensemble_builder.runtime.planes import PlaneResampling
+from ensemble_builder.runtime.recording import (
+    Cast,
+    Flip,
+    NotRecorded,
+    Permute,
+    Sample,
+    Step,
+    record,
+)
 from ensemble_builder.runtime.steps import Loaded
 from ensemble_builder.runtime.volumes import image_meta, is_exact_in_float32
+
+MOST_OPEN = 0.05
+"""Where a larger part of a slab isn't certain, PyTorch computes all of it."""
 
 SLAB_POINTS = 1_000_000
 """Points of the output that are computed at once (about 40 bytes each)."""
@@ -138,7 +153,11 @@ def _from_stored(
         raise NotRecorded(msg)
     steps, result = _recorded(spatial, one.key, image)
     source = _Stored(_channels_first(stored), rescale.reshape(-1, stored.shape[-3], 2))
-    values = _resampled(source, steps)
+    # These look at each voxel by itself: the same on a slab that still is in the cache.
+    pointwise = []
+    while waiting and _is_pointwise(waiting[0], one.key):
+        pointwise.append(waiting.pop(0).scaler)
+    values = _resampled(source, steps, pointwise)
     if values.shape != result.shape:
         msg = "steps that don't lead to the recorded shape"
         raise NotRecorded(msg)
@@ -175,8 +194,24 @@ def _recorded(
     return steps, result
 
 
-def _resampled(source: _Stored, steps: Sequence[Step]) -> torch.Tensor:
-    """float32 [C, *spatial], in the order of memory that MONAI's own result has."""
+def _is_pointwise(transform: Any, key: str) -> bool:
+    return (
+        type(transform) is ScaleIntensityRanged
+        and tuple(transform.keys) == (key,)
+        and transform.scaler.dtype in (np.float32, torch.float32)
+    )
+
+
+def _resampled(
+    source: _Stored, steps: Sequence[Step], pointwise: Sequence[Callable[[Any], Any]]
+) -> torch.Tensor:
+    """float32 [C, *spatial], in the order of memory that MONAI's own result has.
+
+    Args:
+        source: The image.
+        steps: That MONAI takes.
+        pointwise: What follows them, voxel by voxel.
+    """
     places = [n for n, step in enumerate(steps) if isinstance(step, Sample)]
     if len(places) != 1:
         msg = "no resampling, or more than one"
@@ -194,22 +229,91 @@ def _resampled(source: _Stored, steps: Sequence[Step]) -> torch.Tensor:
         msg = "padding"
         raise NotRecorded(msg)
     grid = Grid(sample, tuple(m.length for m in turned), tuple(maps), _CPU)
-    rows = _Rows(source, turned, [m.axis for m in reversed(maps)], sample.theta.dtype)
-    # The order counts: a mean in float32 adds along the memory. A permutation after the
-    # resampling is a view there, and a flip keeps the order.
-    order = sorted(range(len(maps)), key=lambda final: maps[final].axis)
+    # The order counts: a mean in float32 adds along the memory.
+    order = _order_of_memory(source.channels, sample.size, maps, after)
     result = torch.empty(source.channels, *(len(maps[final].index) for final in order))
     result = result.permute(0, *(order.index(final) + 1 for final in range(len(maps))))
     points = _Points(grid)
     depth, plane = len(maps[-1].index), points.plane
     step = max(2, SLAB_POINTS // plane // 2 * 2)  # even, for two threads or more to share
-    for first in range(0, depth, step):
-        last = min(first + step, depth)
-        rows.hold(*_rows_read(grid, first, last))
-        values = grid.interpolate(rows.image, points.part(first, last))
-        values = values.view(source.channels, last - first, *points.plane_shape)
-        result[..., first:last].copy_(values.permute(0, 3, 2, 1))
+    order_read = [m.axis for m in reversed(maps)]
+    rescale = source.rescale.numpy()
+    planes: PlaneResampling | None = None
+    if PlaneResampling.fits(grid, rescale, turned):
+        exact = is_exact_in_float32(source.values, source.rescale)
+        planes = PlaneResampling(grid, source.values.numpy(), rescale, turned, exact=exact)
+    buffer = torch.empty(source.channels, step, *points.plane_shape)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        rows = _Rows(source, turned, order_read, sample.theta.dtype, pool)
+        for first in range(0, depth, step):
+            last = min(first + step, depth)
+            part = buffer[:, : last - first]
+            if planes is None or not _nearly_all(planes, rows, grid, first, part, pool):
+                rows.hold(*_rows_read(grid, first, last))
+                values = grid.interpolate(rows.image, points.part(first, last))
+                part.copy_(values.view(part.shape))
+            done = part
+            for one in pointwise:
+                done = torch.as_tensor(one(done)).as_subclass(torch.Tensor)
+            result[..., first:last].copy_(done.permute(0, 3, 2, 1))
     return result
+
+
+def _order_of_memory(
+    channels: int, size: Sequence[int], maps: Sequence[AxisMap], after: Sequence[Step]
+) -> list[int]:
+    """Final axes in the order of memory that MONAI's result has, the slowest first.
+
+    A permutation is a view, and a flip keeps the order. But each of MONAI's transforms begins by
+    `to(memory_format=contiguous)`, which PyTorch heeds only where it takes a tensor for one with
+    its channels last. So it is asked, on a tensor of a few voxels.
+    """
+    axes = sorted(range(len(maps)), key=lambda final: maps[final].axis)
+    if not all(isinstance(step, Flip | Permute) for step in after):
+        return axes
+    probe = torch.empty(min(channels, 2), *(min(n, 2 + axis) for axis, n in enumerate(size)))
+    for step in after:
+        probe = apply(probe.to(torch.float32, memory_format=torch.contiguous_format), step)
+    return sorted(axes, key=lambda final: -probe.stride(final + 1))
+
+
+def _nearly_all(  # noqa: PLR0917 - who computes what
+    planes: PlaneResampling,
+    rows: _Rows,
+    grid: Grid,
+    first: int,
+    part: torch.Tensor,
+    pool: Executor,
+) -> bool:
+    """Computes planes one by one, and by PyTorch what isn't certain then.
+
+    Args:
+        planes: Who computes.
+        rows: Of the image that PyTorch gets.
+        grid: Whose coordinates count.
+        first: The first plane.
+        part: float32 [C, planes, j, i], written to.
+        pool: For planes beside each other.
+
+    Returns:
+        False where so much isn't certain that PyTorch should compute all of it.
+    """
+    open_ones = planes.part(first, first + part.shape[1], part.numpy(), pool)
+    if max(len(one) for one in open_ones) > MOST_OPEN * part[0].numel():
+        return False
+    size = part[0, 0].numel()
+    for channel, places in enumerate(open_ones):
+        if not len(places):
+            continue
+        k, within = np.divmod(places, size)
+        j, i = np.divmod(within, part.shape[3])
+        around = [n.around(p) for n, p in zip(planes.neighbours, (i, j, k + first), strict=True)]
+        rows.scatter(channel, around[::-1])
+        flat = torch.from_numpy(places + first * size)
+        values = grid.interpolate(rows.image[channel : channel + 1], grid.points(flat))
+        part[channel].view(-1)[torch.from_numpy(places)] = values[0]
+    rows.let_go()
+    return True
 
 
 def _rows_read(grid: Grid, first: int, last: int) -> tuple[int, int]:
@@ -289,6 +393,7 @@ class _Rows:
         turned: Sequence[AxisMap],
         order: Sequence[int],
         dtype: torch.dtype,
+        pool: Executor,
     ) -> None:
         """Reserves addresses.
 
@@ -297,7 +402,9 @@ class _Rows:
             turned: Where each axis of the image that is resampled comes from.
             order: Those axes in the order of the memory, the one of the slabs first.
             dtype: Of the resampling.
+            pool: Fills rows beside each other.
         """
+        self._pool = pool
         dims = [3 - turned[a].axis for a in order]
         values = source.values.numpy().transpose(0, *dims)
         slices = (slice(None), *(_slice(turned[a].index) for a in order))
@@ -336,12 +443,14 @@ class _Rows:
         self._held = (first, last)
 
     def _fill(self, first: int, last: int) -> None:
-        if last <= first:
-            return
-        part = slice(first, last)
-        values, into = self._values[:, part], self._floats[:, part]
+        # One by one, so that what is converted is still in the cache when it is rescaled.
+        for _ in self._pool.map(self._fill_row, range(first, last)):
+            pass
+
+    def _fill_row(self, row: int) -> None:
+        values, into = self._values[:, row], self._floats[:, row]
         slope, intercept = (
-            f[:, part] if f.shape[1] > 1 else f for f in (self._slope, self._intercept)
+            f[:, row if f.shape[1] > 1 else 0] for f in (self._slope, self._intercept)
         )
         if not self._exact:
             # Rounded to float32 once, as a reader's image is, whatever the resampling uses.
@@ -352,6 +461,36 @@ class _Rows:
             np.multiply(into, slope.astype(into.dtype), out=into)
         if (intercept != 0).any() or (slope < 0).any():  # -0 + 0 is 0, as in float64
             np.add(into, intercept.astype(into.dtype), out=into)
+
+    def scatter(self, channel: int, around: Sequence[NDArray[np.int64]]) -> None:
+        """Fills what some points are mixed from.
+
+        Args:
+            channel: Which one.
+            around: int64 [M, n] for each axis in the order of the memory: places that each of M
+                points may be mixed from.
+        """
+        n = len(around)
+        shape = [-1] + [1] * n
+        where = [
+            one.reshape([*shape[: a + 1], one.shape[1], *shape[a + 2 :]])
+            for a, one in enumerate(around)
+        ]
+        places = tuple(np.broadcast_arrays(*where))
+        values = self._values[channel][places]
+        slope, intercept = (
+            np.broadcast_to(f, self._values.shape)[channel][places]
+            for f in (self._slope, self._intercept)
+        )
+        rescaled = values * slope + intercept
+        if not self._exact:
+            rescaled = rescaled.astype(np.float32)
+        self._floats[channel][places] = rescaled
+
+    def let_go(self) -> None:
+        """Lets all rows go."""
+        self._release(0, self._floats.shape[1])
+        self._held = (0, 0)
 
     def _release(self, first: int, last: int) -> None:
         page = mmap.PAGESIZE

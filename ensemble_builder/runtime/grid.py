@@ -27,17 +27,20 @@ class AxisCells:
         high: int64 [n], the upper one; the same as `low` on (or next to) a voxel's centre.
         odd: bool [n], True where rounding could change it, or outside the image.
         middle: int64 [n], between the two, where `low` and `high` may be two voxels apart.
+        weight: float64 [n], how much of `high` is mixed in; None where nothing is mixed.
     """
 
     low: torch.Tensor
     high: torch.Tensor
     odd: torch.Tensor
     middle: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
 
     def part(self, first: int, last: int) -> AxisCells:
         """Some of the positions."""
-        middle = None if self.middle is None else self.middle[first:last]
-        return AxisCells(self.low[first:last], self.high[first:last], self.odd[first:last], middle)
+        where = slice(first, last)
+        middle, weight = (None if one is None else one[where] for one in (self.middle, self.weight))
+        return AxisCells(self.low[where], self.high[where], self.odd[where], middle, weight)
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class Grid:
         on_centre = (position - centre).abs() <= self.tolerance
         low = torch.where(on_centre, centre, position.floor()).long().clamp(0, last)
         high = torch.where(on_centre, low, low + 1).clamp(0, last)
-        return self._on_device(low, high, outside)
+        weight = (position - low).clamp(0, 1) * (high != low)
+        return self._on_device(low, high, outside, weight=weight)
 
     def _on_device(
         self,
@@ -127,9 +131,10 @@ class Grid:
         high: torch.Tensor,
         odd: torch.Tensor,
         middle: torch.Tensor | None = None,
+        weight: torch.Tensor | None = None,
     ) -> AxisCells:
-        there = None if middle is None else middle.to(self.device)
-        return AxisCells(low.to(self.device), high.to(self.device), odd.to(self.device), there)
+        there = (None if one is None else one.to(self.device) for one in (middle, weight))
+        return AxisCells(low.to(self.device), high.to(self.device), odd.to(self.device), *there)
 
     @cached_property
     def _base_rows(self) -> tuple[torch.Tensor, ...]:

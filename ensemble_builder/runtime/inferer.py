@@ -17,7 +17,7 @@ from ensemble_builder.errors import Cancelled
 from ensemble_builder.runtime.config import BundleConfig
 from ensemble_builder.runtime.fusion import split
 from ensemble_builder.runtime.loading import extra_name
-from ensemble_builder.runtime.networks import example_windows, load_network
+from ensemble_builder.runtime.networks import LoadedNetwork, example_windows, load_network
 from ensemble_builder.runtime.networks.triton import TritonNetwork
 from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, Recipe
 from ensemble_builder.runtime.tensors import answer, instance_device, read, say, tensor_output
@@ -41,6 +41,8 @@ class Inferer:
         self._reduce = self._reduction(bundle)
         self._amp = self._recipe.amp and self._device.type == "cuda"
         own = self._recipe.network_model
+        network = self._network
+        self._windows = network.network if isinstance(network, LoadedNetwork) else network
         say(args, f"asks {own.name} for its windows" if own else self._network)
         # Not where another model computes: none can be called before this one is loaded.
         if self._device.type == "cuda" and not self._recipe.needs_eager and own is None:
@@ -83,5 +85,5 @@ class Inferer:
                 y = self._inferer(x[None], self._network, *args, **kwargs)[0]
                 y = y if self._reduce is None else self._reduce(y)
             else:
-                y = sliding_window(self._inferer, x[None], self._network, self._reduce, turn)[0]
+                y = sliding_window(self._inferer, x[None], self._windows, self._reduce, turn)[0]
         return [tensor_output("Y", y if self._reduce is not None else y.to(torch.float32))]

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ensemble_builder.runtime.axes import AxisMap
 from ensemble_builder.runtime.grid import AxisCells, Grid
+from ensemble_builder.runtime.nearly import NearlyLabels
 from ensemble_builder.runtime.recording import NotRecorded, Sample
 from ensemble_builder.runtime.reduction import Reduction
 
@@ -34,6 +35,10 @@ SLAB_VOXELS = 4_000_000
 
 CHUNK_POINTS = 500_000
 """Points whose coordinates are held at once (about 150 bytes each)."""
+
+MANY_OPEN = 0.05
+"""Where a larger part of a slab is open, whole planes are interpolated nearly: single points take
+PyTorch more than twenty times as long."""
 
 MOST_OPEN = 0.8
 """Where a larger part of a slab is open, all of it is computed: no list of places needed."""
@@ -82,11 +87,14 @@ def resample_to_labels(
     # from it is bounded by this.
     slack = largest * (16 * grid.tolerance + 2**-20)
     for channel, part in _parts(source, reduction):
-        sure = None
+        sure, nearly = None, None
         if grid.axes is not None and reduction.can_foresee():
-            sure = reduction.certain(part, slack)[0]
+            if part.device.type == "cpu":
+                nearly = NearlyLabels(grid, part, reduction, largest)
+            if nearly is None or not nearly.signed:
+                sure = reduction.certain(part, slack)[0]
         compute = _Labeller(grid, part, reduction)
-        _fill(labels.inner[channel], grid, sure, compute)
+        _fill(labels.inner[channel], grid, sure, compute, nearly)
     return labels.whole(_padded(source, padding, reduction))
 
 
@@ -259,6 +267,7 @@ def _fill(
     grid: Grid,
     sure: torch.Tensor | None,
     compute: Callable[[Sequence[Open], torch.Tensor], None],
+    nearly: NearlyLabels | None = None,
 ) -> None:
     """Writes one channel, slab by slab: what is settled from `sure`, the rest computed.
 
@@ -266,8 +275,9 @@ def _fill(
         out: [last axis, ..., first axis], contiguous.
         grid: Whose coordinates count.
         sure: What is sure on the source's grid (uint8 or int16, its largest value where it
-            isn't); for nearest neighbours the values themselves; None computes everything.
+            isn't); for nearest neighbours the values themselves; None leaves everything open.
         compute: Computes the open points.
+        nearly: Settles all but a few points where many are open.
     """
     cells: tuple[AxisCells, ...] = ()
     if sure is not None and grid.axes is not None:
@@ -291,6 +301,9 @@ def _fill(
                 else settled == torch.iinfo(settled.dtype).max
             )
             open_ones = _places_of(unsure)
+        many = open_ones is None or len(open_ones) > MANY_OPEN * plane * (last - first)
+        if nearly is not None and many:
+            open_ones = nearly.fill(out, first, last)
         if open_ones is None or len(open_ones) > MOST_OPEN * plane * (last - first):
             planes = max(1, CHUNK_POINTS // plane)
             waiting += [

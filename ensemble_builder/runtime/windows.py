@@ -46,7 +46,8 @@ def sliding_window(
         x: [1, C, *spatial].
         network: Called with a batch of windows. Where it has `submit`, that is called instead,
             and gives a `concurrent.futures.Future` of the same; as many batches are in flight
-            as its `in_flight` says (2 where it says nothing).
+            as its `in_flight` says (2 where it says nothing). With `one_by_one` it is called
+            for single windows, and `in_flight` counts these.
         reduce: Makes labels of channels, [C, ...] -> [C', ...], slab by slab; None keeps all.
         cancelled: Asked between batches.
 
@@ -75,6 +76,7 @@ def _stitch(
     slab: Slab | None = None
     buffer: Slab | None = None
     foreign = hasattr(network, "submit")
+    even = bool((plan.weights == 1).all())  # then a product changes nothing
     for (first, last), output in _outputs(plan, network, cancelled):
         if not isinstance(output, torch.Tensor) or tuple(output.shape[2:]) != plan.roi:
             raise _OtherOutput
@@ -85,16 +87,19 @@ def _stitch(
             if buffer is None:
                 end = next(n for n in plan.buffers if n > first)
                 buffer = Slab(plan, output.shape[1], None, first, end)
-            buffer.add_weighted(windows, output * plan.weights)
+            buffer.add_weighted(windows, output if even else output * plan.weights)
             if last in plan.buffers:
                 slab.advance(plan.windows[buffer.first][plan.axis])
                 slab.add_slab(buffer)
                 buffer = None
         else:
             # In place as in MONAI, but for memory that is perhaps the server's and not ours.
-            weighted = (
-                (output * plan.weights).to(output.dtype) if foreign else output.mul_(plan.weights)
-            )
+            if even:
+                weighted = output
+            elif foreign:
+                weighted = (output * plan.weights).to(output.dtype)
+            else:
+                weighted = output.mul_(plan.weights)
             slab.advance(windows[0][plan.axis])
             slab.add_weighted(windows, weighted.to(plan.device))
             del weighted
@@ -118,8 +123,11 @@ def _outputs(
             found = found.unsqueeze(plan.slice_axis + 2)
         return batch, found
 
+    batches = plan.batches
+    if getattr(network, "one_by_one", False):
+        batches = tuple((n, n + 1) for n in range(len(plan.windows)))
     try:
-        for batch in plan.batches:
+        for batch in batches:
             _ask(cancelled)
             places = [
                 (slice(0, 1), slice(None), *plan.place(w)) for w in plan.windows[slice(*batch)]

@@ -24,6 +24,7 @@ from ensemble_builder.runtime.networks.protocol import (
 )
 from ensemble_builder.runtime.recipe import Recipe
 from ensemble_builder.runtime.weights import network_with_weights
+from ensemble_builder.runtime.window_plan import is_windowed
 
 __all__ = [
     "PRECISIONS",
@@ -84,5 +85,6 @@ def network_options(
         precision=recipe.precision,
         amp=recipe.amp,
         most_windows=most_windows or int(batch),
+        many_windows=is_windowed(inferer),
         free_axes=() if fixed else tuple(range(len(recipe.window) - 1)),
     )

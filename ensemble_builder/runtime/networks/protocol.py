@@ -38,6 +38,8 @@ class NetworkOptions:
             only eager torch follows; a converted network computes in `precision`.
         most_windows: Largest batch that will be asked for. Above 1, conversions are also
             compared on a batch of two.
+        many_windows: An inferer asks for the windows of a study one after the other, so that
+            several may be computed beside each other.
         free_axes: Spatial axes (0 is the first) whose size may differ from the example's.
     """
 
@@ -45,6 +47,7 @@ class NetworkOptions:
     precision: str = "f32"
     amp: bool = False
     most_windows: int = 1
+    many_windows: bool = False
     free_axes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

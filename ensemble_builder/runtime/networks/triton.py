@@ -6,8 +6,6 @@ model's queue, where Triton merges them into batches. Works inside the Python ba
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from ensemble_builder.errors import ModelFailed
+from ensemble_builder.runtime.networks.joined import joined
 from ensemble_builder.runtime.recipe import NetworkModel
 
 BATCHES_AHEAD = 2
@@ -57,7 +56,7 @@ class TritonNetwork:
         each other. Keep the windows unchanged until the result is there.
         """
         parts = torch.split(self._ready(windows), 1)
-        return _joined([self._pool.submit(self._ask, part) for part in parts])
+        return joined([self._pool.submit(self._ask, part) for part in parts])
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
         """float32 [N, C, *roi] -> float32 [N, C_out, *roi]; the N windows are asked for at once.
@@ -90,27 +89,3 @@ class TritonNetwork:
         found: Any = pb_utils.get_output_tensor_by_name(response, model.output)
         prediction: torch.Tensor = torch.utils.dlpack.from_dlpack(found.to_dlpack())
         return prediction.to(self._device)
-
-
-def _joined(parts: Sequence[Future[torch.Tensor]]) -> Future[torch.Tensor]:
-    """Several requests as one: their predictions in order, or the error of one of them."""
-    if len(parts) == 1:
-        return parts[0]
-    whole: Future[torch.Tensor] = Future()
-    missing = [len(parts)]
-    lock = threading.Lock()
-
-    def one_is_done(_: Future[torch.Tensor]) -> None:
-        with lock:
-            missing[0] -= 1
-            if missing[0]:
-                return
-        failed = next((error for part in parts if (error := part.exception())), None)
-        if failed is not None:
-            whole.set_exception(failed)
-        else:
-            whole.set_result(torch.cat([part.result() for part in parts]))
-
-    for part in parts:
-        part.add_done_callback(one_is_done)
-    return whole

@@ -16,9 +16,11 @@ from dicom_gateway.assemble.arena import Arena
 from dicom_gateway.assemble.decoders import DecoderPool
 from dicom_gateway.assemble.plan import plan_volumes
 from dicom_gateway.assemble.policy import Allowance
+from dicom_gateway.assemble.resample import landed_volume
 from dicom_gateway.assemble.volume import assemble
 from dicom_gateway.config import AssemblySettings
 from dicom_gateway.config_delivery import ResultSettings
+from dicom_gateway.encode import SourceReading
 from dicom_gateway.jobs import JobQueue, JobRun
 from dicom_gateway.processing import Processing
 from dicom_gateway.records import OBJECT_KIND_OF_SOP_CLASS, Inference, ObjectKind
@@ -77,7 +79,8 @@ def test_scores_of_a_resampled_series_name_its_source_frames(
     )
     run = JobRun(a_job(queue, engine, tmp_path), queue)
     inference = Inference({}, 1.0, scores={"SCORES": np.array([0.25, 0.5], np.float32)})
-    made = processing._encoded(run, contract, plan, volume, inference, 0)
+    reading = SourceReading(landed_volume(volume))
+    made = processing._encoded(run, contract, plan, volume, inference, 0, reading)
     assert {OBJECT_KIND_OF_SOP_CLASS[one.sop_class_uid] for one in made} == {SR, SC}
     (picture,) = (pydicom.dcmread(one.path) for one in made if one.sop_class_uid.endswith(".7"))
     named = [one.ReferencedSOPInstanceUID for one in picture.SourceImageSequence]

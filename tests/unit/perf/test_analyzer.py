@@ -10,25 +10,33 @@ import pytest
 from perf.analyzer import ROADS, Analyzer, AnalyzerFailed, read_percentiles, write_input
 
 
-def test_the_inputs_are_the_contracts_tensors(tmp_path: Path) -> None:
-    """IMAGE, RESCALE and AFFINE lie in files of their names, in C order."""
-    hu = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4)
-    affine_lps = np.diag([0.5, 0.75, 2.0, 1.0])
-    volume = write_input(tmp_path / "input", hu, affine_lps)
-
-    image = np.fromfile(tmp_path / "input" / "IMAGE", "<i2").reshape(volume.shape_kji)
-    np.testing.assert_array_equal(image, hu + 1024)
-    rescale = np.fromfile(tmp_path / "input" / "RESCALE", "<f8").reshape(2, 2)
-    np.testing.assert_array_equal(rescale, [[1, -1024], [1, -1024]])
-    affine = np.fromfile(tmp_path / "input" / "AFFINE", "<f8").reshape(4, 4)
-    np.testing.assert_array_equal(affine, affine_lps)
-    assert volume.moved_bytes == 24 * 3
+def test_the_inputs_are_files_in_the_servers_order(tmp_path: Path) -> None:
+    """Each tensor lies in a file of its name, in C order, and strings as lines of text."""
+    image = np.arange(24, dtype=np.int16).reshape(4, 3, 2).T
+    trace = np.array([b'{"a": 1}'], dtype=np.object_)
+    request = write_input(
+        tmp_path / "input",
+        {"IMAGE": image, "TRACE": trace},
+        {"MASK": np.zeros((2, 3, 4), np.uint8), "X": np.zeros((1, 5), np.float32)},
+    )
+    written = np.fromfile(tmp_path / "input" / "IMAGE", "<i2").reshape(2, 3, 4)
+    np.testing.assert_array_equal(written, image)
+    assert (tmp_path / "input" / "TRACE").read_bytes() == b'{"a": 1}\n'
+    assert request.shapes == {"IMAGE": (2, 3, 4), "TRACE": (1,)}
+    assert request.moved_bytes == 48 + (4 + 8) + 24 + 20
+    assert request.output_bytes == 24
 
 
 def test_an_empty_volume_is_refused(tmp_path: Path) -> None:
     """Zeros take short cuts and would flatter the figures."""
-    with pytest.raises(ValueError, match="same everywhere"):
-        write_input(tmp_path, np.zeros((2, 2, 2), np.int16), np.eye(4))
+    with pytest.raises(ValueError, match="IMAGE is the same everywhere"):
+        write_input(tmp_path, {"IMAGE": np.zeros((2, 2, 2), np.int16)}, {})
+
+
+def test_a_string_of_several_lines_is_refused(tmp_path: Path) -> None:
+    """perf_analyzer would take each line for a string of its own."""
+    with pytest.raises(ValueError, match="TRACE from one line"):
+        write_input(tmp_path, {"TRACE": np.array([b"a\nb"], dtype=np.object_)}, {})
 
 
 def test_the_report_is_read_in_seconds(tmp_path: Path) -> None:
@@ -57,8 +65,8 @@ def test_a_missing_program_says_how_to_get_it(tmp_path: Path) -> None:
 
 def test_a_closed_port_is_a_failure_with_its_words(tmp_path: Path, repository_root: Path) -> None:
     """perf_analyzer's own reason reaches the person."""
-    hu = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
-    volume = write_input(tmp_path / "input", hu, np.eye(4))
+    image = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
+    request = write_input(tmp_path / "input", {"IMAGE": image}, {"MASK": image})
     analyzer = Analyzer.find(repository_root / ".venv-perf")
     with pytest.raises(AnalyzerFailed, match=r"over HTTP gave no figures:\n\S"):
-        analyzer.measure(ROADS[0], "lung_ct", "127.0.0.1:1", volume, requests=1)
+        analyzer.ask_twice(ROADS[0], "lung_ct", "127.0.0.1:1", request)

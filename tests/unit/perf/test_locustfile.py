@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pydicom
 import pytest
 from pydicom import Dataset
 from pynetdicom import AE, evt
@@ -26,6 +29,7 @@ class _Peer:
         self.receive_port = receive_port
         self.answers = answers
         self.studies: list[str] = []
+        self.stored: list[tuple[str, int]] = []
         self.port = 0
 
     def keep(self, event: evt.Event) -> int:
@@ -73,9 +77,81 @@ def test_each_study_is_new_and_waited_for(tmp_path: Path) -> None:
             tmp_path, tmp_path / "study", port=peer.port, receive_port=receive_port, studies=2
         )
     assert len(set(peer.studies)) == 3
-    assert (sent.name, sent.repetitions) == ("study sent", 2)
-    assert (answered.name, answered.repetitions) == ("study to result", 2)
+    assert (sent.name, sent.repetitions) == ("C-STORE, study sent", 2)
+    assert (answered.name, answered.repetitions) == ("C-STORE, study to result", 2)
     assert answered.median_s > sent.median_s > 0
+
+
+class _Web(BaseHTTPRequestHandler):
+    """Takes studies by STOW-RS as the peer does by C-STORE; knows whatever it is asked for."""
+
+    protocol_version = "HTTP/1.1"
+    peer: _Peer
+    asked: list[str]
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+    def do_GET(self) -> None:
+        """A question."""
+        self.asked.append(self.path)
+        self._answer()
+
+    def do_POST(self) -> None:
+        """A study, in chunks."""
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        boundary = b"--" + self.headers["Content-Type"].rpartition("boundary=")[2].encode()
+        parts = [one.partition(b"\r\n\r\n")[2] for one in body.split(boundary)[1:-1]]
+        dataset = pydicom.dcmread(io.BytesIO(parts[-1]))
+        self.peer.stored.append((str(dataset.StudyInstanceUID), len(parts)))
+        self._answer()
+        threading.Thread(target=self.peer.send, args=(dataset,)).start()
+
+    def _answer(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def test_with_a_web_side_studies_go_both_ways_and_the_api_is_asked(tmp_path: Path) -> None:
+    """By C-STORE and by STOW-RS in turns, and after each one what the gateway holds of it."""
+    write_series(tmp_path / "study", a_ct_series(frames=3))
+    receive_port = free_port()
+    with _a_gateway(receive_port) as peer:
+        handler = type("Handler", (_Web,), {"peer": peer, "asked": []})
+        web = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=web.serve_forever).start()
+        try:
+            found = drive(
+                tmp_path,
+                tmp_path / "study",
+                port=peer.port,
+                receive_port=receive_port,
+                studies=1,
+                web_port=web.server_port,
+            )
+        finally:
+            web.shutdown()
+            web.server_close()
+    assert len(peer.studies) == len(peer.stored) == 2
+    assert {count for _, count in peer.stored} == {3}
+    assert {one.name: one.repetitions for one in found} == {
+        "C-STORE, study sent": 1,
+        "C-STORE, study to result": 1,
+        "STOW-RS, study sent": 1,
+        "STOW-RS, study to result": 1,
+        "API, health": 19,
+        "API, QIDO-RS, series of a study": 19,
+        "API, QIDO-RS, its instances": 19,
+        "API, WADO-RS, an instance": 19,
+    }
+    last = f"/dicom-web/{CALLED_AE_TITLE}/studies/{peer.stored[-1][0]}/series"
+    assert handler.asked.count(last) == 5
+    assert handler.asked.count("/health") == 20
 
 
 def test_a_gateway_that_knows_another_title_is_named_as_the_reason(tmp_path: Path) -> None:

@@ -14,16 +14,18 @@ _REPORT = Report(
     (
         Measurement("lung_ct", 3, 1.0, 1.5, 2.0, moved_bytes=3_000_000),
         Measurement("study sent", 1, 0.25, 0.25, 0.25),
+        Measurement("health", 1, 0.0021, 0.00312, 0.012),
     ),
 )
 
 
 def test_the_table_has_one_row_for_each_measurement() -> None:
     """Median, spread and bytes stand in the row of what was measured."""
-    rows = _REPORT.markdown().splitlines()[2:4]
+    rows = _REPORT.markdown().splitlines()[2:5]
     assert rows == [
         "| lung_ct | 3 | 1,500 | 1,000 | 2,000 | 3.0 |",
         "| study sent | 1 | 250 | 250 | 250 |  |",
+        "| health | 1 | 3.12 | 2.10 | 12 |  |",
     ]
 
 

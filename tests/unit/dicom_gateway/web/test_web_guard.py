@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from dicom_gateway.config_web import PacsPeer, WebSettings
 from dicom_gateway.errors import ConfigurationError
+from dicom_gateway.web.protocol import LimitedHttp
 from dicom_gateway.web.server import WebServer
 from tests.support.certificates import an_authority
 from tests.support.dicom import a_ct_series, as_file_bytes
@@ -59,6 +61,25 @@ def test_a_token_names_its_caller_and_its_rights(
     written = capsys.readouterr()
     assert TOKEN not in written.out + written.err
     assert OTHER not in written.out + written.err
+
+
+def test_an_answer_in_two_pieces_goes_out_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its body doesn't wait until the peer has acknowledged the header."""
+    options = []
+    made = LimitedHttp.connection_made
+
+    def noting(self: LimitedHttp, transport: asyncio.Transport) -> None:
+        accepted = transport.get_extra_info("socket")
+        options.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(self, transport)
+
+    monkeypatch.setattr(LimitedHttp, "connection_made", noting)
+    with an_open_web(tmp_path) as web:
+        assert ask(f"http://127.0.0.1:{web.port}/health").status_code == 200
+    assert all(options)
+    assert options
 
 
 def test_an_address_can_be_the_proof_and_several_proofs_must_all_hold(tmp_path: Path) -> None:

@@ -216,12 +216,47 @@ def test_memory_of_rows_that_are_done_is_let_go() -> None:
             [
                 Loaded("image"),
                 EnsureChannelFirstd("image"),
-                Spacingd("image", pixdim=(1.9, 1.9, 1.9), mode="bilinear"),
+                Spacingd("image", pixdim=(1.9, 1.9, 1.9), mode="bilinear", dtype=np.float32),
             ]
         )
         expected, actual = both(transforms, request)
     assert_equal(expected, actual)
     assert max(held) < 40
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_pytorch_computes_but_a_few_points(whole: bool) -> None:
+    """Nearly all numbers are certain after the plane by plane way; no float image is there."""
+    request = a_request(6, (40, 50, 60), whole=whole)
+    computed = []
+    interpolate = forward.Grid.interpolate
+
+    class Watched(forward._Rows):
+        def let_go(self) -> None:
+            super().let_go()
+            assert not self._floats.reshape(-1)[:-512].any()  # but a page that isn't whole
+
+    def counted(self: Any, source: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        computed.append(len(points))
+        return interpolate(self, source, points)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "_Rows", Watched)
+        patch.setattr(forward.Grid, "interpolate", counted)
+        # Half-way between two numbers of 24 bits is a tie, which PyTorch decides: not here.
+        expected, actual = both(a_bundles(pixdim=(1.37, 1.21, 2.03)), request)
+    assert_equal(expected, actual)
+    assert sum(computed) < 0.01 * actual.numel()
+
+
+def test_an_image_full_of_zeros_is_pytorchs() -> None:
+    """Zero may have either sign, and only PyTorch knows which: it computes all of it."""
+    request = a_request(7, (12, 13, 14), whole=True)
+    request["IMAGE"].zero_()
+    request["RESCALE"][..., 1] = 0
+    expected, actual = both(a_bundles(), request)
+    assert_equal(expected, actual)
+    assert torch.equal(torch.signbit(expected.as_tensor()), torch.signbit(actual.as_tensor()))
 
 
 @pytest.mark.parametrize(

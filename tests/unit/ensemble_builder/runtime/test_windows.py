@@ -131,6 +131,7 @@ class Several:
 
     def __init__(self, network: torch.nn.Module) -> None:
         self.network, self.waiting, self.most, self.in_flight = network, 0, 0, 3
+        self.one_by_one = False
 
     def submit(self, batch: torch.Tensor) -> Future[torch.Tensor]:
         """Computes when the answer is asked for."""
@@ -154,6 +155,25 @@ def test_batches_in_flight() -> None:
     with torch.no_grad():
         expected = inferer(inputs=x, network=network)
         assert torch.equal(expected, sliding_window(inferer, x, several))
+    assert several.most == 3
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_windows_one_by_one(steps: int | None) -> None:
+    """A network that computes windows singly gets them so, whatever the bundle's batch is."""
+    inferer = SlidingWindowInferer(
+        (8, 8, 8), sw_batch_size=4, overlap=0.5, mode="gaussian", buffer_steps=steps
+    )
+    network, x = a_network(3, 3, 2), torch.randn(1, 1, 20, 20, 20)
+    several = Several(network)
+    several.one_by_one = True
+    sizes = []
+    network.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    with torch.no_grad():
+        expected = inferer(inputs=x, network=network)
+        sizes.clear()
+        assert torch.allclose(expected, sliding_window(inferer, x, several), atol=1e-6)
+    assert set(sizes) == {1}
     assert several.most == 3
 
 

@@ -185,3 +185,18 @@ def test_words_that_mean_nothing_are_refused(words, sentence):
     """With the words that do."""
     with pytest.raises(BundleError, match=sentence):
         NetworkOptions(**words)
+
+
+def test_openvino_computes_windows_beside_each_other():
+    """Windows that follow each other share the cores in streams; each prediction is its own."""
+    module = torch.nn.Conv3d(1, 2, 3, padding=1).eval()
+    example = example_windows((1, 16, 16, 16))
+    options = NetworkOptions("openvino", most_windows=4, many_windows=True)
+    network = choose_network(module, example, CPU, options).network
+    windows = torch.randn(6, 1, 16, 16, 16)
+    under_way = [network.submit(part) for part in windows.split(1)]
+    expected = module(windows).detach()
+    for number, one in enumerate(under_way):
+        torch.testing.assert_close(one.result(), expected[number : number + 1])
+    torch.testing.assert_close(network(windows), expected)
+    assert network.in_flight > 1

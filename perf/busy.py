@@ -1,0 +1,429 @@
+"""How much of the cores' time the networks get while several pipelines are busy.
+
+    python -m perf.busy            three pipelines, eight studies in flight, some minutes
+    python -m perf.busy --quick    a smoke test
+
+Three pipelines on one tritonserver behind one gateway: lung_ct, thorax_ct, and a third one that
+is given (`--bundle`), or else generated with a UNet of a usual size. Each has its part of the
+studies in flight: for one that has its result the next one is sent, so that always as many as
+wanted have arrived and have no result yet; the window of the measurement is while that is so.
+Each network's own processor time is counted inside the inferers (`perf/counted.py`); everybody
+else's comes from the kernel's clocks. What remains of the cores is sender, destination, whatever
+else runs on this machine, and idle.
+
+Before, each pipeline has a study to itself: the processor time that a network takes for a study
+then, beside what it takes in the crowd, tells how much of "in the network" is waiting for cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from clients.demo.phantom_study import write_phantom_study
+from ensemble_builder.bundle import Options, read_bundle
+from ensemble_builder.plan import plan as plan_models
+from ensemble_builder.repository import write
+from perf.counted import FOLDER, Count, count_networks, read_count
+from perf.measure import describe_machine
+from perf.procfs import cpu_s, machine_cpu_s
+from perf.report import Report, Shown
+from perf.road import RoadFailed
+from perf.sections import Found
+from perf.site import Site, site
+from perf.sizes import COVERED_MM
+from perf.usual_bundle import write_usual_bundle
+from perf.workers import same_threads
+
+_PIPELINES = Path(__file__).resolve().parent.parent / "ensemble_builder" / "pipelines"
+WANTED_SHARE = 0.85
+_LOOK_EVERY_S = 0.2
+_SEED = 20
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        shape_kji: Of each study.
+        in_flight: Studies that have arrived and have no result yet, over all pipelines.
+        seconds: How long to send.
+        workers: Of the gateway.
+    """
+
+    shape_kji: tuple[int, int, int] = (120, 512, 512)
+    in_flight: int = 8
+    seconds: float = 150.0
+    workers: int = 8
+
+
+QUICK = Plan((24, 96, 96), in_flight=3, seconds=15.0, workers=3)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Everybody's processor time at one moment, in seconds since each began.
+
+    Attributes:
+        at_s: On a steady clock.
+        in_flight: Studies that have arrived and have no result.
+        by_role: Of the site's processes.
+        networks: By model: of the networks in it, a part of the role's.
+        calls: By model: calls of its network.
+        machine: All cores' busy time, whoever had it.
+    """
+
+    at_s: float
+    in_flight: int
+    by_role: Mapping[str, float]
+    networks: Mapping[str, float]
+    calls: Mapping[str, int]
+    machine: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Where the cores' time went in a window, each as a share of all of it.
+
+    Attributes:
+        seconds: How long the window was.
+        networks: By model.
+        others: By role, without the networks; then the rest of the machine, and idle.
+        calls: By model.
+    """
+
+    seconds: float
+    networks: Mapping[str, float]
+    others: Mapping[str, float]
+    calls: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def in_networks(self) -> float:
+        """Of all cores' time."""
+        return sum(self.networks.values())
+
+    @property
+    def in_networks_of_busy(self) -> float:
+        """Of what the cores were busy with."""
+        return self.in_networks / max(1e-9, 1 - self.others["idle"])
+
+
+def shares(first: Look, last: Look, cores: int) -> Shares:
+    """From the looks at both ends of a window."""
+    seconds = last.at_s - first.at_s
+    whole = cores * seconds
+    networks = {
+        name: (used - first.networks.get(name, 0.0)) / whole for name, used in last.networks.items()
+    }
+    others: dict[str, float] = {}
+    ours = 0.0
+    for role, used in last.by_role.items():
+        took = (used - first.by_role.get(role, 0.0)) / whole
+        ours += took
+        name = role.removeprefix("server ")
+        if name in networks:
+            others[f"{role}, outside the network"] = took - networks[name]
+        else:
+            others[role] = took
+    busy = (last.machine - first.machine) / whole
+    others["senders, destination, others on this machine"] = max(0.0, busy - ours)
+    others["idle"] = max(0.0, 1 - max(busy, ours))
+    calls = {name: n - first.calls.get(name, 0) for name, n in last.calls.items()}
+    return Shares(seconds, networks, others, calls)
+
+
+def longest_window(looks: Sequence[Look], in_flight: int) -> tuple[Look, Look] | None:
+    """The ends of the longest time with so many studies in flight, or None."""
+    best: tuple[Look, Look] | None = None
+    begun: Look | None = None
+    for look in looks:
+        if look.in_flight < in_flight:
+            begun = None
+            continue
+        begun = begun or look
+        if best is None or look.at_s - begun.at_s > best[1].at_s - best[0].at_s:
+            best = begun, look
+    return best if best is not None and best[1].at_s > best[0].at_s else None
+
+
+class Senders:
+    """For each pipeline somebody who sends the next study when there is room for one.
+
+    The studies are one that dcmtk gives new UIDs on the way: hundreds on the disk would have to
+    be written by somebody.
+    """
+
+    def __init__(self, running: Site, source: Path, quotas: Mapping[str, int]) -> None:
+        self._site, self._source = running, source
+        self._over = threading.Event()
+        self._mutex = threading.Lock()
+        self._sent = dict.fromkeys(quotas, 0)
+        self._failed: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._send, args=(title, quota), daemon=True)
+            for title, quota in quotas.items()
+        ]
+        self._before = sum(running.jobs_by_state().values())
+
+    @property
+    def arrived(self) -> int:
+        """How many studies have been acknowledged."""
+        with self._mutex:
+            return sum(self._sent.values())
+
+    def in_flight(self) -> int:
+        """How many of them have no result."""
+        arrived = self.arrived
+        return arrived + self._before - self._site.jobs_by_state().get("delivered", 0)
+
+    def __enter__(self) -> Senders:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        if self._failed:
+            msg = f"a study was not taken: {self._failed[0]}"
+            raise RoadFailed(msg)
+
+    def _send(self, title: str, quota: int) -> None:
+        before = self._site.delivered(title)
+        while not self._over.wait(_LOOK_EVERY_S):
+            # One more than its part: while that one arrives, the others are in flight.
+            while self._sent[title] - (self._site.delivered(title) - before) <= quota:
+                try:
+                    self._site.send_anew(self._source, title)
+                except subprocess.CalledProcessError as error:
+                    self._failed.append(f"storescu ended with {error.returncode}")
+                    return
+                with self._mutex:
+                    self._sent[title] += 1
+                if self._over.is_set():
+                    return
+
+
+class Watch:
+    """Looks again and again, while it is entered."""
+
+    def __init__(self, running: Site, counts: Path, in_flight: Callable[[], int]) -> None:
+        self._site = running
+        self._counts = counts
+        self._in_flight = in_flight
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.looks: list[Look] = []
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(_LOOK_EVERY_S):
+            self.looks.append(look(self._site, self._counts, self._in_flight()))
+
+
+def look(running: Site, counts: Path, in_flight: int) -> Look:
+    """Everybody's clocks, now."""
+    by_role: dict[str, float] = {}
+    networks: dict[str, float] = {}
+    calls: dict[str, int] = {}
+    roles = running.roles()
+    at_s, machine = time.monotonic(), machine_cpu_s()[0]
+    for role, pids in roles.items():
+        by_role[role] = sum(cpu_s(pid) for pid in pids)
+        model = role.removeprefix("server ")
+        if model.endswith("_inferer"):
+            found: list[Count] = [read_count(counts, pid) for pid in pids]
+            networks[model] = sum(one.seconds for one in found)
+            calls[model] = sum(one.calls for one in found)
+    return Look(at_s, in_flight, by_role, networks, calls, machine)
+
+
+def write_repository(folder: Path, bundles: Sequence[Path]) -> list[str]:
+    """An ensemble of each bundle, with counted networks; gives their names."""
+    names = []
+    for bundle in bundles:
+        found = read_bundle(bundle, Options(random_weights=_SEED))
+        list(write(plan_models(found), folder))
+        names.append(found.name)
+    count_networks(folder)
+    return names
+
+
+def busy(
+    plan: Plan, bundles: Sequence[Path] = (), say: Say = lambda _what: None
+) -> tuple[Found, Shares]:
+    """Runs all of it, on a tritonserver and a gateway of its own.
+
+    Args:
+        plan: How much.
+        bundles: Of the pipelines beside lung_ct and thorax_ct; generated where none.
+        say: Hears how far it is.
+
+    Raises:
+        RoadFailed: the gateway did not start, a study was not taken, or there never were as
+            many in flight as wanted.
+        BuilderError: there is no tritonserver, or it does not start.
+    """
+    same_threads()
+    with tempfile.TemporaryDirectory(prefix="tritome-busy-") as place:
+        folder = Path(place)
+        bundles = list(bundles) or [write_usual_bundle(folder / "usual_unet")]
+        names = write_repository(
+            folder / "repository", [_PIPELINES / "lung_ct", _PIPELINES / "thorax_ct", *bundles]
+        )
+        say("painting a chest")
+        k, j, i = (mm / n for mm, n in zip(COVERED_MM, plan.shape_kji, strict=True))
+        write_phantom_study(
+            folder / "study", seed=_SEED, shape_kji=plan.shape_kji, spacing_mm=(k, j, i)
+        )
+        counts = folder / "counts"
+        counts.mkdir()
+        titles = {f"BUSY_{n}": name for n, name in enumerate(names)}
+        say(f"starting Triton with {', '.join(names)}")
+        with (
+            _counts_in(counts),
+            site(folder / "site", folder / "repository", titles, workers=plan.workers) as running,
+        ):
+            alone = _alone(running, folder / "study", titles, counts, say)
+            say(f"{plan.in_flight} studies in flight for {plan.seconds:.0f} s")
+            found = _together(running, folder / "study", titles, counts, plan)
+    return _as_found(found, alone, plan), found
+
+
+def _alone(
+    running: Site, study: Path, titles: Mapping[str, str], counts: Path, say: Say
+) -> dict[str, float]:
+    """Processor seconds for each call of a network that has the machine to itself, by model."""
+    found = {}
+    for title, name in titles.items():
+        for _ in range(2):  # the first warms up
+            first, before = look(running, counts, 0), running.delivered(title)
+            running.send_anew(study, title)
+            running.wait_delivered(title, before + 1)
+        last = look(running, counts, 0)
+        model = f"{name}_inferer"
+        calls = last.calls[model] - first.calls[model]
+        seconds = last.networks[model] - first.networks[model]
+        found[model] = seconds / max(1, calls)
+        say(f"{name} alone: {seconds:.1f} s of processor time in {calls} calls of its network")
+    return found
+
+
+def _together(
+    running: Site, study: Path, titles: Mapping[str, str], counts: Path, plan: Plan
+) -> Shares:
+    each, more = divmod(plan.in_flight, len(titles))
+    quotas = {title: each + (n < more) for n, title in enumerate(titles)}
+    with (
+        Senders(running, study, quotas) as senders,
+        Watch(running, counts, senders.in_flight) as watch,
+    ):
+        time.sleep(plan.seconds)
+    window = longest_window(watch.looks, plan.in_flight)
+    if window is None:
+        most = max((one.in_flight for one in watch.looks), default=0)
+        msg = f"there never were {plan.in_flight} studies in flight, at most {most}"
+        raise RoadFailed(msg)
+    return shares(*window, cores=len(os.sched_getaffinity(0)))
+
+
+@contextlib.contextmanager
+def _counts_in(folder: Path) -> Iterator[None]:
+    os.environ[FOLDER] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[FOLDER]
+
+
+def _as_found(found: Shares, alone: Mapping[str, float], plan: Plan) -> Found:
+    name = f"{len(found.networks)} pipelines, {plan.in_flight} studies in flight"
+    share = Shown(
+        f"{name}: share of the cores' time in networks", found.in_networks, WANTED_SHARE, n=1
+    )
+    crowd = {
+        model: part * found.seconds * len(os.sched_getaffinity(0)) / found.calls[model]
+        for model, part in found.networks.items()
+        if found.calls.get(model)
+    }
+    notes = {
+        f"{name}, where the time went": "; ".join(
+            f"{what} {part:.1%}" for what, part in table(found)
+        ),
+        f"{name}, window": f"{found.seconds:.0f} s; of the busy time, "
+        f"{found.in_networks_of_busy:.1%} in networks",
+        f"{name}, a call of a network": "; ".join(
+            f"{model} {alone[model]:.2f} s of processor time alone, {seconds:.2f} s in the crowd"
+            for model, seconds in crowd.items()
+        ),
+    }
+    return Found([], [share], notes)
+
+
+def table(found: Shares) -> list[tuple[str, float]]:
+    """Everything that the cores' time went to, the largest first."""
+    rows = {f"{model}, network": part for model, part in found.networks.items()}
+    rows |= found.others
+    return sorted(rows.items(), key=lambda row: -row[1])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints, writes; 1 where the claim doesn't hold."""
+    parser = argparse.ArgumentParser(prog="python -m perf.busy", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--quick", action="store_true", help="a smoke test")
+    parser.add_argument("--slices", type=int, help="of each study (120)")
+    parser.add_argument("--in-flight", type=int, help="studies (8)")
+    parser.add_argument("--seconds", type=float, help="how long to send (150)")
+    parser.add_argument("--workers", type=int, help="of the gateway (8)")
+    parser.add_argument("--bundle", type=Path, action="append", default=[], help="a third pipeline")
+    parser.add_argument("--out", type=Path, help="folder for busy.md and busy.json")
+    chosen = parser.parse_args(arguments)
+    plan = QUICK if chosen.quick else Plan()
+    given = {
+        name: value
+        for name in ("in_flight", "seconds", "workers")
+        if (value := getattr(chosen, name)) is not None
+    }
+    if chosen.slices is not None:
+        given["shape_kji"] = (chosen.slices, *plan.shape_kji[1:])
+    setting = describe_machine()
+
+    def say(what: str) -> None:
+        print(what, flush=True)
+
+    found, where = busy(replace(plan, **given), chosen.bundle, say)
+    report = Report(setting | found.devices, found.measurements, found.shown)
+    lines = ["", "| where the cores' time went | share |", "|---|---:|"]
+    lines += [f"| {what} | {part:.1%} |" for what, part in table(where)]
+    text = report.markdown() + "\n".join(lines) + "\n"
+    print(text)
+    if chosen.out is not None:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        (chosen.out / "busy.md").write_text(text, encoding="utf-8")
+        (chosen.out / "busy.json").write_text(report.json(), encoding="utf-8")
+    return 0 if all(one.holds for one in found.shown) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

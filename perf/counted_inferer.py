@@ -1,0 +1,15 @@
+"""An inferer whose network is counted: what the models that `perf/busy.py` serves name."""
+
+from __future__ import annotations
+
+from ensemble_builder.runtime.inferer import Inferer
+from perf.counted import Counter
+
+
+class CountedInferer(Inferer):
+    """Triton's python model interface (initialize, execute)."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """As always; then the network is counted."""
+        super().initialize(args)
+        self._network = Counter.of_this_process().counted(self._network)
