@@ -96,15 +96,19 @@ def preprocess(
         done, shape = _from_stored(transforms, inputs, tensor, device)
     except NotRecorded as reason:
         _log.debug("the preprocessing runs as MONAI's own code: %s", reason)
-        # As MONAI's readers leave images in memory: a mean in float32 adds along it.
-        data = {
-            key: value.contiguous() if isinstance(value, torch.Tensor) else value
-            for key, value in loaded(inputs, tensor, device).items()
-        }
+        data = _as_read(inputs, tensor, device)
         return transforms(data), input_shape(inputs, data)
     if check:
-        _compare(transforms(loaded(inputs, tensor, device)), done)
+        _compare(transforms(_as_read(inputs, tensor, device)), done)
     return done, shape
+
+
+def _as_read(inputs: Sequence[Input], tensor: Reader, device: torch.device) -> dict[Any, Any]:
+    """What MONAI's readers would give, as it lies in memory: a mean in float32 adds along it."""
+    return {
+        key: value.contiguous() if isinstance(value, torch.Tensor) else value
+        for key, value in loaded(inputs, tensor, device).items()
+    }
 
 
 def starts_from_stored(transforms: Compose, inputs: Sequence[Input], tensor: Reader) -> bool:
