@@ -13,11 +13,9 @@ TRITOME_CHECK_FUSION=1 in the environment both are done and compared. Nothing su
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +31,6 @@ from monai.transforms import (
     Spacingd,
 )
 from monai.transforms.compose import execute_compose
-from numpy.typing import NDArray
 
 from ensemble_builder.errors import ParityError
 from ensemble_builder.runtime.axes import AxisMap, apply, axis_maps
@@ -52,6 +49,7 @@ from ensemble_builder.runtime.recording import (
     record,
 )
 from ensemble_builder.runtime.steps import Loaded
+from ensemble_builder.runtime.stored import Rows, StoredImage
 from ensemble_builder.runtime.volumes import image_meta, is_exact_in_float32
 
 MOST_OPEN = 0.05
@@ -156,7 +154,7 @@ def _from_stored(
         msg = "another beginning than reading, orientation and spacing"
         raise NotRecorded(msg)
     steps, result = _recorded(spatial, one.key, image)
-    source = _Stored(_channels_first(stored), rescale.reshape(-1, stored.shape[-3], 2))
+    source = StoredImage(_channels_first(stored), rescale.reshape(-1, stored.shape[-3], 2))
     # These look at each voxel by itself: the same on a slab that still is in the cache.
     pointwise = []
     while waiting and _is_pointwise(waiting[0], one.key):
@@ -207,7 +205,7 @@ def _is_pointwise(transform: Any, key: str) -> bool:
 
 
 def _resampled(
-    source: _Stored, steps: Sequence[Step], pointwise: Sequence[Callable[[Any], Any]]
+    source: StoredImage, steps: Sequence[Step], pointwise: Sequence[Callable[[Any], Any]]
 ) -> torch.Tensor:
     """float32 [C, *spatial], in the order of memory that MONAI's own result has.
 
@@ -248,7 +246,7 @@ def _resampled(
         planes = PlaneResampling(grid, source.values.numpy(), rescale, turned, exact=exact)
     buffer = torch.empty(source.channels, step, *points.plane_shape)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        rows = _Rows(source, turned, order_read, sample.theta.dtype, pool)
+        rows = Rows(source, turned, order_read, sample.theta.dtype, pool)
         for first in range(0, depth, step):
             last = min(first + step, depth)
             part = buffer[:, : last - first]
@@ -283,7 +281,7 @@ def _order_of_memory(
 
 def _nearly_all(  # noqa: PLR0917 - who computes what
     planes: PlaneResampling,
-    rows: _Rows,
+    rows: Rows,
     grid: Grid,
     first: int,
     part: torch.Tensor,
@@ -360,158 +358,6 @@ class _Points:
         n = kept.shape[-1]
         place = [-1 if d == n - 1 - final else 1 for d in range(n)]
         kept[..., n - 1 - self._grid.maps[final].axis] = row.view(place)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """An image as the request brings it.
-
-    Attributes:
-        values: int16 or float32 [C, K, J, I].
-        rescale: float64 [C, K, 2].
-    """
-
-    values: torch.Tensor
-    rescale: torch.Tensor
-
-    @property
-    def channels(self) -> int:
-        return int(self.values.shape[0])
-
-    @property
-    def size_ijk(self) -> tuple[int, ...]:
-        return tuple(int(n) for n in reversed(self.values.shape[1:]))
-
-
-class _Rows:
-    """The image turned, rescaled and converted, of which only some rows are there.
-
-    It has its full size of addresses, so that PyTorch's coordinates mean what they mean for
-    the whole image; the kernel gives memory to what is written, and takes it back from what
-    isn't needed any more.
-    """
-
-    def __init__(
-        self,
-        source: _Stored,
-        turned: Sequence[AxisMap],
-        order: Sequence[int],
-        dtype: torch.dtype,
-        pool: Executor,
-    ) -> None:
-        """Reserves addresses.
-
-        Args:
-            source: The image.
-            turned: Where each axis of the image that is resampled comes from.
-            order: Those axes in the order of the memory, the one of the slabs first.
-            dtype: Of the resampling.
-            pool: Fills rows beside each other.
-        """
-        self._pool = pool
-        dims = [3 - turned[a].axis for a in order]
-        values = source.values.numpy().transpose(0, *dims)
-        slices = (slice(None), *(_slice(turned[a].index) for a in order))
-        self._values = values[slices]
-        factors = source.rescale.numpy()[:, :, None, None]
-        factors = np.moveaxis(factors, 1, 1 + dims.index(1))
-        along = [slice(None) if d == 1 else slice(0, 1) for d in dims]
-        turn = tuple(s if a == slice(None) else a for s, a in zip(slices[1:], along, strict=True))
-        self._slope, self._intercept = (factors[..., n][(slice(None), *turn)] for n in (0, 1))
-        self._exact = is_exact_in_float32(source.values, source.rescale)
-        shape = self._values.shape
-        item = dtype.itemsize
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        self._memory = mmap.mmap(-1, int(np.prod(shape)) * item, flags=private)
-        self._floats = np.frombuffer(
-            self._memory, dtype=np.float64 if item == 8 else np.float32
-        ).reshape(shape)
-        self._row_bytes = int(np.prod(shape[2:])) * item
-        self._held = (0, 0)
-        back = [0] * len(order)
-        for place, axis in enumerate(order):
-            back[axis] = place + 1
-        self.image = torch.from_numpy(self._floats).permute(0, *back)
-
-    def hold(self, first: int, last: int) -> None:
-        """Fills the rows `first:last` and lets the others go."""
-        low, high = self._held
-        if not low < high or last <= low or high <= first:
-            self._release(low, high)
-            self._fill(first, last)
-        else:
-            self._fill(first, min(low, last))
-            self._fill(max(high, first), last)
-            self._release(low, min(first, high))
-            self._release(max(last, low), high)
-        self._held = (first, last)
-
-    def _fill(self, first: int, last: int) -> None:
-        # One by one, so that what is converted is still in the cache when it is rescaled.
-        for _ in self._pool.map(self._fill_row, range(first, last)):
-            pass
-
-    def _fill_row(self, row: int) -> None:
-        values, into = self._values[:, row], self._floats[:, row]
-        slope, intercept = (
-            f[:, row if f.shape[1] > 1 else 0] for f in (self._slope, self._intercept)
-        )
-        if not self._exact:
-            # Rounded to float32 once, as a reader's image is, whatever the resampling uses.
-            np.copyto(into, (values * slope + intercept).astype(np.float32))
-            return
-        np.copyto(into, values)
-        if (slope != 1).any():
-            np.multiply(into, slope.astype(into.dtype), out=into)
-        if (intercept != 0).any() or (slope < 0).any():  # -0 + 0 is 0, as in float64
-            np.add(into, intercept.astype(into.dtype), out=into)
-
-    def scatter(self, channel: int, around: Sequence[NDArray[np.int64]]) -> None:
-        """Fills what some points are mixed from.
-
-        Args:
-            channel: Which one.
-            around: int64 [M, n] for each axis in the order of the memory: places that each of M
-                points may be mixed from.
-        """
-        n = len(around)
-        shape = [-1] + [1] * n
-        where = [
-            one.reshape([*shape[: a + 1], one.shape[1], *shape[a + 2 :]])
-            for a, one in enumerate(around)
-        ]
-        places = tuple(np.broadcast_arrays(*where))
-        values = self._values[channel][places]
-        slope, intercept = (
-            np.broadcast_to(f, self._values.shape)[channel][places]
-            for f in (self._slope, self._intercept)
-        )
-        rescaled = values * slope + intercept
-        if not self._exact:
-            rescaled = rescaled.astype(np.float32)
-        self._floats[channel][places] = rescaled
-
-    def let_go(self) -> None:
-        """Lets all rows go."""
-        self._release(0, self._floats.shape[1])
-        self._held = (0, 0)
-
-    def _release(self, first: int, last: int) -> None:
-        page = mmap.PAGESIZE
-        for channel in range(len(self._floats)):
-            start = channel * self._floats[0].nbytes + first * self._row_bytes
-            end = start + (last - first) * self._row_bytes
-            start, end = -(-start // page) * page, end // page * page
-            if start < end:
-                self._memory.madvise(mmap.MADV_DONTNEED, start, end - start)
-
-
-def _slice(index: torch.Tensor) -> slice:
-    """Positions that go up or down one by one, as a slice."""
-    first, last = int(index[0]), int(index[-1])
-    if last >= first:
-        return slice(first, last + 1)
-    return slice(first, last - 1 if last else None, -1)
 
 
 def _compare(plain: Any, done: dict[Any, Any]) -> None:

@@ -202,7 +202,7 @@ def test_memory_of_rows_that_are_done_is_let_go() -> None:
     request = a_request(5, (120, 64, 64))
     held = []
 
-    class Watched(forward._Rows):
+    class Watched(forward.Rows):
         def hold(self, first: int, last: int) -> None:
             super().hold(first, last)
             held.append(last - first)
@@ -210,7 +210,7 @@ def test_memory_of_rows_that_are_done_is_let_go() -> None:
             assert not self._floats[:, last:].any()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forward, "_Rows", Watched)
+        patch.setattr(forward, "Rows", Watched)
         patch.setattr(forward, "SLAB_POINTS", 4000)
         transforms = Compose(
             [
@@ -231,7 +231,7 @@ def test_pytorch_computes_but_a_few_points(whole: bool) -> None:
     computed = []
     interpolate = forward.Grid.interpolate
 
-    class Watched(forward._Rows):
+    class Watched(forward.Rows):
         def let_go(self) -> None:
             super().let_go()
             assert not self._floats.reshape(-1)[:-512].any()  # but a page that isn't whole
@@ -241,7 +241,7 @@ def test_pytorch_computes_but_a_few_points(whole: bool) -> None:
         return interpolate(self, source, points)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forward, "_Rows", Watched)
+        patch.setattr(forward, "Rows", Watched)
         patch.setattr(forward.Grid, "interpolate", counted)
         # Half-way between two numbers of 24 bits is a tie, which PyTorch decides: not here.
         expected, actual = both(a_bundles(pixdim=(1.37, 1.21, 2.03)), request)
