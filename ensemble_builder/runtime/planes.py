@@ -26,6 +26,20 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 
+def most_it_is_off(grid: Grid, largest: float) -> float:
+    """How far from PyTorch's kernel in float64 a sum of the same products may be.
+
+    PyTorch may round a coordinate otherwise, where a compiler joins product and sum: then it is
+    off by 2 roundings of the size, along three axes, of a slope of twice the largest value. What
+    follows rounds less than 64 times.
+
+    Args:
+        grid: Whose coordinates count.
+        largest: Absolute value of what is mixed.
+    """
+    return largest * 2.0**-53 * (12 * max(grid.source) + 64)
+
+
 @dataclass(frozen=True, slots=True)
 class Neighbours:
     """What positions along one final axis are mixed from.
@@ -112,10 +126,7 @@ class PlaneResampling:
         low, high = (float(v) for v in torch.aminmax(torch.from_numpy(stored)))
         slope, intercept = (float(np.abs(rescale[..., n]).max()) for n in (0, 1))
         largest = max(abs(low), abs(high)) * slope + intercept
-        # PyTorch may round a coordinate otherwise, where a compiler joins product and sum: then
-        # it is off by 2 roundings of the size, along three axes, of a slope of twice the largest.
-        # What follows rounds less than 64 times.
-        self._off = largest * 2.0**-53 * (12 * max(grid.source) + 64)
+        self._off = most_it_is_off(grid, largest)
         self._kept: dict[tuple[int, int], Floats] = {}
 
     @staticmethod

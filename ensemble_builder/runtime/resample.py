@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from ensemble_builder.runtime.axes import AxisMap
+from ensemble_builder.runtime.few import interpolate_few, is_worth
 from ensemble_builder.runtime.grid import AxisCells, Grid
 from ensemble_builder.runtime.nearly import NearlyLabels
 from ensemble_builder.runtime.recording import NotRecorded, Sample
@@ -93,7 +94,7 @@ def resample_to_labels(
                 nearly = NearlyLabels(grid, part, reduction, largest)
             if nearly is None or not nearly.signed:
                 sure = reduction.certain(part, slack)[0]
-        compute = _Labeller(grid, part, reduction)
+        compute = _Labeller(grid, part, reduction, largest)
         _fill(labels.inner[channel], grid, sure, compute, nearly)
     return labels.whole(_padded(source, padding, reduction))
 
@@ -188,7 +189,7 @@ class Open:
         """Their normalized coordinates, [M, n]."""
         if self.flat is None:
             return self.grid.box(self.first, self.last)
-        return self.grid.points(self._places())
+        return self.grid.points(self.places())
 
     def write(self, out: torch.Tensor, values: torch.Tensor) -> None:
         """Puts [M] values in their places of the memory."""
@@ -196,16 +197,17 @@ class Open:
         if self.flat is None:
             memory[self.first * self.plane : self.last * self.plane] = values
         else:
-            memory.scatter_(0, self._places(), values.to(out.dtype))
+            memory.scatter_(0, self.places(), values.to(out.dtype))
 
     def read(self, out: torch.Tensor) -> torch.Tensor:
         """What is in their places, [M]."""
         memory = out.view(-1)
         if self.flat is None:
             return memory[self.first * self.plane : self.last * self.plane]
-        return memory.gather(0, self._places())
+        return memory.gather(0, self.places())
 
-    def _places(self) -> torch.Tensor:
+    def places(self) -> torch.Tensor:
+        """Some places of the whole memory; there must be a list of them."""
         assert self.flat is not None
         return self.flat.long() + self.first * self.plane
 
@@ -213,8 +215,11 @@ class Open:
 class _Labeller:
     """Labels of single points of an interpolated prediction."""
 
-    def __init__(self, grid: Grid, source: torch.Tensor, reduction: Reduction) -> None:
+    def __init__(
+        self, grid: Grid, source: torch.Tensor, reduction: Reduction, largest: float
+    ) -> None:
         self._grid, self._source, self._reduction = grid, source, reduction
+        self._largest = largest
         dtype = grid.sample.theta.dtype
         self._group = max(1, CONVERTED_BYTES // (source[0].numel() * dtype.itemsize))
         # Only a plain argmax can be found channel group by channel group.
@@ -222,10 +227,23 @@ class _Labeller:
             self._group = len(source)
         self._whole: torch.Tensor | None = None
 
+    def _few(self, waiting: Sequence[Open]) -> torch.Tensor | None:
+        """The places of all that waits, where these are but a few."""
+        found = [some.places() for some in waiting if some.flat is not None]
+        if len(found) < len(waiting):
+            return None
+        flat = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+        return flat if is_worth(self._source, self._grid, len(flat)) else None
+
     def __call__(self, waiting: Sequence[Open], out: torch.Tensor) -> None:
         """Computes points and writes their labels into `out`."""
         dtype = self._grid.sample.theta.dtype
         if self._group >= len(self._source):
+            flat = None if self._whole is not None else self._few(waiting)
+            if flat is not None:
+                values = interpolate_few(self._source, self._grid, flat, self._largest)
+                out.view(-1).scatter_(0, flat, self._reduction(values)[0].to(out.dtype))
+                return
             if self._whole is None:
                 self._whole = self._source.to(dtype)
             for some in waiting:
