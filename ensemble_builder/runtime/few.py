@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,11 +58,11 @@ def interpolate_few(
     found = np.zeros((len(values), len(flat)))
     for corner in product((False, True), repeat=len(axes)):
         weight = np.ones(len(flat))
-        places = []
+        places: list[Any] = [slice(None)]
         for axis, at, upper in zip(axes, here, corner, strict=True):
             places.append((axis.high if upper else axis.low)[at])
             weight *= axis.weight[at] if upper else 1 - axis.weight[at]
-        found += values[(slice(None), *places)] * weight
+        found += values[tuple(places)] * weight
     off = most_it_is_off(grid, largest)
     result: NDArray[np.float32] = (found + off).astype(np.float32)
     unsure = (result != (found - off).astype(np.float32)).any(axis=0)
@@ -109,6 +110,6 @@ def _only_around(source: torch.Tensor, axes: list[Neighbours], here: list[Indice
     for a, (axis, at) in enumerate(zip(axes, here, strict=True)):
         found = axis.around(at)
         around.append(found.reshape(-1, *(found.shape[1] if b == a else 1 for b in range(n))))
-    places = (slice(None), *np.broadcast_arrays(*around))
+    places: tuple[Any, ...] = (slice(None), *np.broadcast_arrays(*around))
     floats[places] = source.numpy()[places]
     return torch.from_numpy(floats)
