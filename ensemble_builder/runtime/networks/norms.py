@@ -40,12 +40,15 @@ class AccurateNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, *spatial] -> the same."""
-        off = x - self._mean(x)
-        found = off * torch.rsqrt(self._mean(off * off) + self._eps)
-        if self.weight is None or self.bias is None:
-            return found
-        shape = [1, -1, *([1] * (x.ndim - 2))]
-        return found * self.weight.view(shape) + self.bias.view(shape)
+        mean = self._mean(x)
+        off = x - mean
+        factor = torch.rsqrt(self._mean(off * off) + self._eps)
+        if self.weight is not None and self.bias is not None:
+            shape = [1, -1, *([1] * (x.ndim - 2))]
+            factor = factor * self.weight.view(shape)
+            return x * factor + (self.bias.view(shape) - mean * factor)
+        # One more tensor of the full size is all that it takes: large windows are large.
+        return x * factor - mean * factor
 
     def _mean(self, x: torch.Tensor) -> torch.Tensor:
         """Of each channel's group: [N, C, 1, ...]."""
@@ -68,7 +71,8 @@ def with_accurate_norms(module: nn.Module) -> nn.Module:
     Those that go by statistics from the training are left, and so is what a network normalizes
     in its own code.
     """
-    made = copy.deepcopy(module)
+    # Without gradients: a conversion traces it, and would keep all that lies between the layers.
+    made = copy.deepcopy(module).requires_grad_(requires_grad=False)
     if (whole := _accurate(made)) is not None:
         return whole
     for parent in list(made.modules()):

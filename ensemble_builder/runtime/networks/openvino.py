@@ -69,7 +69,7 @@ class OpenVINONetwork:
         hints: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": options.precision}
         hints |= {"NUM_STREAMS": streams} if streams > 1 else {"PERFORMANCE_HINT": "LATENCY"}
         try:
-            with warnings.catch_warnings(), _root_logger_as_it_was():
+            with torch.no_grad(), warnings.catch_warnings(), _root_logger_as_it_was():
                 warnings.simplefilter("ignore")  # torch.jit.trace's, about python control flow
                 accurate = with_accurate_norms(module)
                 model = openvino.convert_model(accurate, example_input=example)
