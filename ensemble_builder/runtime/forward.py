@@ -250,7 +250,9 @@ def _resampled(
         for first in range(0, depth, step):
             last = min(first + step, depth)
             part = buffer[:, : last - first]
-            if planes is None or not _nearly_all(planes, rows, grid, first, part, pool):
+            if planes is not None and not _nearly_all(planes, rows, grid, first, part, pool):
+                planes = None  # what comes after is hardly another kind of image
+            if planes is None:
                 rows.hold(*_rows_read(grid, first, last))
                 values = grid.interpolate(rows.image, points.part(first, last))
                 part.copy_(values.view(part.shape))

@@ -123,9 +123,11 @@ class PlaneResampling:
         self._low = [p[n.low] for p, n in zip(places, self.neighbours, strict=True)]
         self._high = [p[n.high] for p, n in zip(places, self.neighbours, strict=True)]
         self._slow_places = places[-1]
-        low, high = (float(v) for v in torch.aminmax(torch.from_numpy(stored)))
-        slope, intercept = (float(np.abs(rescale[..., n]).max()) for n in (0, 1))
-        largest = max(abs(low), abs(high)) * slope + intercept
+        ends = np.array([float(v) for v in torch.aminmax(torch.from_numpy(stored))])
+        slope, intercept = (rescale[..., n].ravel() for n in (0, 1))
+        extremes = slope[:, None] * ends + intercept[:, None]
+        largest = float(np.abs(extremes).max())
+        self._never_negative = bool((extremes >= 0).all())
         self._off = most_it_is_off(grid, largest)
         self._kept: dict[tuple[int, int], Floats] = {}
 
@@ -193,6 +195,11 @@ class PlaneResampling:
         other = np.empty_like(out)
         np.subtract(values, self._off, out=other, casting="same_kind")
         unsure = out != other
+        if self._never_negative:
+            # Nothing cancels: a zero is made of zeros alone, and PyTorch's is the positive one.
+            nothing = values == 0
+            out[nothing] = 0
+            unsure[nothing] = False
         if k in slow.odd:
             unsure[:] = True
         unsure[self.neighbours[1].odd] = True

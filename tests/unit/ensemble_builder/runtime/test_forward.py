@@ -249,14 +249,29 @@ def test_pytorch_computes_but_a_few_points(whole: bool) -> None:
     assert sum(computed) < 0.01 * actual.numel()
 
 
-def test_an_image_full_of_zeros_is_pytorchs() -> None:
-    """Zero may have either sign, and only PyTorch knows which: it computes all of it."""
-    request = a_request(7, (12, 13, 14), whole=True)
-    request["IMAGE"].zero_()
-    request["RESCALE"][..., 1] = 0
-    expected, actual = both(a_bundles(), request)
+@pytest.mark.parametrize("never_negative", [True, False])
+def test_zeros_have_pytorchs_sign(never_negative: bool) -> None:
+    """The black around a head takes no second way; where values may cancel, PyTorch decides."""
+    request = a_request(7, (22, 33, 44), whole=True)
+    request["RESCALE"][..., 0], request["RESCALE"][..., 1] = 1, 0
+    if never_negative:
+        request["IMAGE"].abs_()
+    request["IMAGE"][:, :20] = 0
+    computed = []
+    interpolate = forward.Grid.interpolate
+
+    def counted(self: Any, source: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        computed.append(len(points))
+        return interpolate(self, source, points)
+
+    transforms = Compose(a_bundles(pixdim=(1.37, 1.21, 2.03)).transforms[:5])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward.Grid, "interpolate", counted)
+        expected, actual = both(transforms, request)
     assert_equal(expected, actual)
+    assert int((expected.as_tensor() == 0).sum()) > 0.3 * expected.numel()
     assert torch.equal(torch.signbit(expected.as_tensor()), torch.signbit(actual.as_tensor()))
+    assert (sum(computed) < 0.01 * actual.numel()) is never_negative
 
 
 @pytest.mark.parametrize(
