@@ -3,20 +3,18 @@
 In: a bundle and a study. Out: seconds of the whole road after the study is in, of MONAI's
 sliding window with the same runtime measured alone, and of MONAI warm in one process, all three
 in turns; and where the road's time went, from the job's own story and Triton's statistics. One
-hospital both sends and takes the SEG, in this process. `after-release-s` is 0: how long to wait
-for more after an association has ended in order is the site's choice. Nothing survives.
+site of its own (`perf.site`) with the gateway's defaults, but that it doesn't wait for more after
+an association has ended in order. Nothing survives.
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,24 +22,18 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-import yaml
-from pydicom.uid import SegmentationStorage
-from pynetdicom import AE, evt
 from tritonclient.grpc import InferenceServerClient
 
 from clients.infer import stored_volume
-from dicom_gateway.database import job_events, jobs, open_database, reading
+from dicom_gateway.database import job_events, jobs, reading
 from ensemble_builder.plan import plan
 from ensemble_builder.repository import write
-from ensemble_builder.server import TritonServer
-from perf.intake import started
 from perf.measure import Measurement
 from perf.peers.bundle_run import serve_warm
 from perf.peers.case import Case, Volume
 from perf.report import Shown
-from perf.road import RoadFailed, free_port
 from perf.sections import Found
-from perf.studies import StudyTemplate
+from perf.site import site
 from perf.workers import told, worker
 
 WIDEST = 1.15
@@ -50,76 +42,8 @@ WIDEST = 1.15
 SMALL_NETWORK = {"lung_ct": 0.25}
 """Where the network is the smallest part: at most this share of MONAI's warm process."""
 
-_TITLE, _HOSPITAL = "ARRIVAL", "HOSPITAL"
-_TIMEOUT_S = 1200.0
+_TITLE = "ARRIVAL"
 _STAGES = ("assembled", "inferred", "encoded")
-
-
-class Hospital:
-    """Sends a study, and waits for what comes back."""
-
-    def __init__(self, port: int) -> None:
-        """Opens its door.
-
-        Args:
-            port: Where SEGs come in.
-        """
-        self._arrived: dict[str, float] = {}
-        self._news = threading.Condition()
-        self._ae = AE(ae_title=_HOSPITAL)
-        self._ae.add_supported_context(SegmentationStorage)
-        self._ae.start_server(
-            ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)]
-        )
-
-    def _take(self, event: evt.Event) -> int:
-        at_s = time.perf_counter()
-        with self._news:
-            self._arrived[str(event.dataset.StudyInstanceUID)] = at_s
-            self._news.notify_all()
-        return 0x0000
-
-    def send(self, port: int, study: StudyTemplate) -> float:
-        """Sends all instances by one association.
-
-        Returns:
-            When the last response had come, on `time.perf_counter`.
-
-        Raises:
-            RoadFailed: one of them was not taken.
-        """
-        sender = AE(ae_title=_HOSPITAL)
-        for sop_class, syntax in study.contexts:
-            sender.add_requested_context(sop_class, syntax)
-        association = sender.associate("127.0.0.1", port, ae_title=_TITLE)
-        if not association.is_established:
-            msg = "the gateway doesn't take the association"
-            raise RoadFailed(msg)
-        at_s = 0.0
-        for dataset in study:
-            status = association.send_c_store(dataset)
-            at_s = time.perf_counter()
-            if "Status" not in status or status.Status != 0:
-                msg = "the gateway didn't take an instance"
-                raise RoadFailed(msg)
-        association.release()
-        return at_s
-
-    def wait(self, study_instance_uid: str) -> float:
-        """When the SEG of a study was here, on `time.perf_counter`.
-
-        Raises:
-            RoadFailed: it didn't come.
-        """
-        with self._news:
-            if not self._news.wait_for(lambda: study_instance_uid in self._arrived, _TIMEOUT_S):
-                msg = "no SEG came back; see the gateway's log"
-                raise RoadFailed(msg)
-            return self._arrived[study_instance_uid]
-
-    def close(self) -> None:
-        """Shuts its door."""
-        self._ae.shutdown()
 
 
 def serve_network(pipe: Connection, case: Case, runtime: str) -> None:
@@ -229,26 +153,20 @@ def measure(
         scratch = Path(place)
         case = Case.prepare(bundle, scratch / "bundle")
         list(write(plan(case.read("auto", case.name)), scratch / "repository"))
-        log = scratch / "triton.log"
-        server = stack.enter_context(TritonServer(scratch / "repository", log=log, watch=False))
-        triton = stack.enter_context(InferenceServerClient(server.grpc_url))
+        running = stack.enter_context(
+            site(scratch / "site", scratch / "repository", {_TITLE: case.name})
+        )
+        triton = stack.enter_context(InferenceServerClient(running.server.grpc_url))
         peers = [stack.enter_context(worker(serve_network, case, "auto"))]
         if case.name in SMALL_NETWORK:
             peers.append(stack.enter_context(worker(serve_warm, case, "cpu")))
         for peer in peers:
             told(peer)
-        port, back = free_port(), free_port()
-        hospital = Hospital(back)
-        stack.callback(hospital.close)
-        settings = _settings(case.name, server.grpc_url, port, back, 8 * volume.image.size)
-        engine = stack.enter_context(_gateway(scratch / "gateway", settings, port))
-        template = StudyTemplate(study)
         found = Arrivals(case.name, name)
         for number in range(rounds + 1):
-            uid = template.renew()
             before_s = _steps(triton)
-            sent_s = hospital.send(port, template)
-            road_s = hospital.wait(uid) - sent_s
+            uid, road_s = running.there_and_back(study, _TITLE, scratch)
+            running.wait_delivered(_TITLE, number + 1)  # the report follows the segmentation
             steps_s = {step: s - before_s[step] for step, s in _steps(triton).items()}
             answers = []
             for peer in peers:
@@ -264,45 +182,12 @@ def measure(
             found.window_s.append(answers[0][0])
             found.network_s.append(answers[0][1])
             found.warm_s += [answer[0] for answer in answers[1:]]
-            for stage, seconds in _stages(engine, uid):
+            for stage, seconds in _stages(running.engine, uid):
                 found.stages_s[f"stage {stage}"].append(seconds)
             for step, seconds in steps_s.items():
                 if step != case.name:
                     found.stages_s[f"of inferred, {step}"].append(seconds)
     return found
-
-
-@contextmanager
-def _gateway(folder: Path, settings: Mapping[str, Any], port: int) -> Iterator[sa.Engine]:
-    """A gateway, while the block lasts; gives its index."""
-    folder.mkdir()
-    (folder / "gateway.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    command = [sys.executable, "-m", "dicom_gateway", "--config", "gateway.yaml"]
-    with started(command, port, folder):
-        engine = open_database(f"sqlite:///{folder}/store/index.sqlite")
-        try:
-            yield engine
-        finally:
-            engine.dispose()
-
-
-def _settings(
-    pipeline: str, triton_url: str, port: int, back: int, arena_bytes: int
-) -> dict[str, Any]:
-    pacs = {"name": "hospital", "host-ip": "127.0.0.1", "port": back, "ae-title": _HOSPITAL}
-    title = {"ae-title": _TITLE, "pipelines": [pipeline], "destinations": ["hospital"]}
-    scp = {
-        "host": "127.0.0.1",
-        "port": port,
-        "reject-unknown-sources": False,
-        "ae-titles": [title],
-    }
-    return {
-        "dicom": {"scp": scp, "scu": {"destinations": [pacs]}},
-        "completeness": {"after-release-s": 0.0},
-        "triton": {"url": triton_url, "arena-bytes": max(1 << 24, arena_bytes)},
-        "store": {"folder": "store"},
-    }
 
 
 def _stages(engine: sa.Engine, study_instance_uid: str) -> Iterator[tuple[str, float]]:

@@ -42,6 +42,7 @@ from perf.sections import Found
 from perf.site import Site, site
 from perf.sizes import COVERED_MM
 from perf.usual_bundle import write_usual_bundle
+from perf.watch import Watch
 from perf.workers import same_threads
 
 _PIPELINES = Path(__file__).resolve().parent.parent / "ensemble_builder" / "pipelines"
@@ -217,28 +218,19 @@ class Senders:
                     return
 
 
-class Watch:
-    """Looks again and again, while it is entered."""
+class BusyWatch(Watch):
+    """Everybody's clocks, again and again."""
 
     def __init__(self, running: Site, counts: Path, in_flight: Callable[[], int]) -> None:
+        super().__init__(_LOOK_EVERY_S)
         self._site = running
         self._counts = counts
         self._in_flight = in_flight
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
         self.looks: list[Look] = []
 
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(_LOOK_EVERY_S):
-            self.looks.append(look(self._site, self._counts, self._in_flight()))
+    def look(self) -> None:
+        """Takes down one."""
+        self.looks.append(look(self._site, self._counts, self._in_flight()))
 
 
 def look(running: Site, counts: Path, in_flight: int) -> Look:
@@ -336,7 +328,7 @@ def _together(
     quotas = {title: each + (n < more) for n, title in enumerate(titles)}
     with (
         Senders(running, study, quotas) as senders,
-        Watch(running, counts, senders.in_flight) as watch,
+        BusyWatch(running, counts, senders.in_flight) as watch,
     ):
         time.sleep(plan.seconds)
     window = longest_window(watch.looks, plan.in_flight)

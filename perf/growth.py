@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
 import statistics
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from perf.report import Report, Shown
 from perf.sections import Found
 from perf.site import site
 from perf.sizes import COVERED_MM, Say, Sizes, measure_sizes, write_chests
+from perf.stage import only_lung_ct
 from perf.workers import same_threads
 
 _REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
@@ -121,7 +121,7 @@ def _sizes(plan: Plan, model_repository: Path, say: Say) -> Sizes:
         chests = write_chests(folder / "chests", plan.slices, plan.size, say)
         # Room for two volumes with their masks: what is measured is one study, not waiting.
         arena_bytes = max(1 << 24, 2 * 3 * max(plan.slices) * plan.size**2)
-        models = _alone(model_repository, folder / "models")
+        models = only_lung_ct(model_repository, folder / "models")
         with site(folder / "site", models, {_TITLE: _PIPELINE}, arena_bytes=arena_bytes) as running:
             return measure_sizes(
                 running,
@@ -145,7 +145,7 @@ def _endurance(plan: Plan, model_repository: Path, say: Say) -> Endurance:
                 folder / f"small-{number}", seed=number, shape_kji=shape, spacing_mm=(k, j, i)
             )
             sources.append(folder / f"small-{number}")
-        models = _alone(model_repository, folder / "models")
+        models = only_lung_ct(model_repository, folder / "models")
         with site(folder / "site", models, {_TITLE: _PIPELINE}) as running:
             return endure(
                 running,
@@ -156,13 +156,6 @@ def _endurance(plan: Plan, model_repository: Path, say: Say) -> Endurance:
                 warm_up=plan.warm_up,
                 say=say,
             )
-
-
-def _alone(model_repository: Path, folder: Path) -> Path:
-    """The pipeline's models without others, whose stubs would be watched and loaded in vain."""
-    for model in model_repository.glob(f"{_PIPELINE}*"):
-        shutil.copytree(model, folder / model.name)
-    return folder
 
 
 def contract_bytes_per_voxel(model_repository: Path) -> float:

@@ -9,20 +9,15 @@ site's choice, not work. Goes out: both durations and their ratio for each trans
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import sqlalchemy as sa
-import yaml
 from pydicom.uid import (
     UID,
     ExplicitVRLittleEndian,
@@ -35,13 +30,12 @@ from dicom_gateway.assemble.arena import Arena
 from dicom_gateway.assemble.decoders import DecoderPool
 from dicom_gateway.assemble.headers import read_header
 from dicom_gateway.assemble.pixels import plan_pixels
-from dicom_gateway.database import job_events, jobs, open_database, reading, series
-from perf.intake import program, started
+from dicom_gateway.database import job_events, jobs, reading, series
 from perf.measure import Measurement, ratio
 from perf.report import Shown
-from perf.road import free_port
 from perf.sections import Found
-from perf.stage import MODEL, Stage
+from perf.site import site
+from perf.stage import MODEL, Stage, only_lung_ct
 from perf.studies import StudyTemplate
 
 NAMES = {
@@ -151,31 +145,12 @@ def measure(stage: Stage) -> Found:
         RuntimeError: storescu is missing, the gateway doesn't start, or a job doesn't end.
     """
     folder = stage.folder / "handover"
-    home = folder / "gateway"
-    home.mkdir(parents=True)
-    port = free_port()
+    repository = only_lung_ct(stage.model_repository, folder / "model_repository")
     rounds: dict[UID, list[tuple[float, float]]] = {syntax: [] for syntax in NAMES}
-    with ExitStack() as open_:
-        server = open_.enter_context(stage.triton())
-        decoders = open_.enter_context(DecoderPool())
-        settings = {
-            "dicom": {
-                "scp": {
-                    "host": "127.0.0.1",
-                    "port": port,
-                    "reject-unknown-sources": False,
-                    "ae-titles": [{"ae-title": _AE_TITLE, "pipelines": [MODEL]}],
-                }
-            },
-            "completeness": {"after-release-s": 0.0},
-            "triton": {"url": server.grpc_url, "arena-bytes": 1 << 30},
-            "store": {"folder": "store"},
-        }
-        (home / "gateway.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-        command = [sys.executable, "-m", "dicom_gateway", "--config", "gateway.yaml"]
-        open_.enter_context(started(command, port, home))
-        engine = open_database(f"sqlite:///{home}/store/index.sqlite")
-        open_.callback(engine.dispose)
+    with (
+        site(folder / "site", repository, {_AE_TITLE: MODEL}) as running,
+        DecoderPool() as decoders,
+    ):
         for syntax, name in NAMES.items():
             write_compressed(stage.study, folder / name, syntax)
         for number in range(stage.plan.rounds + 1):
@@ -184,22 +159,10 @@ def measure(stage: Stage) -> Found:
                 files = folder / "files"
                 paths = write_compressed(folder / name, files, syntax)
                 alone_s = decoding_s(paths, decoders)
-                _send(port, files, syntax)
+                running.send(files, _AE_TITLE)
                 uid = str(pydicom.dcmread(paths[0]).SeriesInstanceUID)
-                waited_s = handover_s(engine, uid)
+                waited_s = handover_s(running.engine, uid)
                 if number:  # the first warms up
                     rounds[syntax].append((alone_s, waited_s))
                 shutil.rmtree(files)
     return Handovers(stage.chest.name, rounds).found()
-
-
-def _send(port: int, folder: Path, syntax: UID) -> None:
-    proposed = {JPEGLSLossless: "-xt", JPEG2000Lossless: "-xv", RLELossless: "-xr"}.get(syntax)
-    command = [program("storescu", "dcmtk"), "-aec", _AE_TITLE, "+sd"]
-    command += [proposed] if proposed else []
-    subprocess.run(
-        [*command, "127.0.0.1", str(port), str(folder)],
-        env={**os.environ, "TCP_NODELAY": "1"},
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )

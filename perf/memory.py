@@ -11,7 +11,6 @@ import argparse
 import json
 import multiprocessing
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import psutil
+
+from perf.watch import Watch
 
 SAMPLE_EVERY_S = 0.2
 
@@ -63,13 +64,12 @@ class Signals:
     over: Any
 
 
-class Sampler:
+class Sampler(Watch):
     """Watches a process and all its children while it is entered."""
 
     def __init__(self, pid: int) -> None:
+        super().__init__(SAMPLE_EVERY_S)
         self._root = psutil.Process(pid)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
         self.idle_bytes = self.now()
         self.peak_bytes = self.idle_bytes
 
@@ -87,17 +87,9 @@ class Sampler:
                 continue  # it ended meanwhile
         return total
 
-    def __enter__(self) -> Sampler:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(SAMPLE_EVERY_S):
-            self.peak_bytes = max(self.peak_bytes, self.now())
+    def look(self) -> None:
+        """Takes down what is more than before."""
+        self.peak_bytes = max(self.peak_bytes, self.now())
 
 
 def measure(

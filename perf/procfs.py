@@ -13,9 +13,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from threading import Event, Thread
 
 import psutil
+
+from perf.watch import Watch
 
 _PROC = Path("/proc")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - shared memory is what is meant
@@ -113,7 +114,7 @@ def files_below(folder: Path) -> int:
     return sum(len(names) for _, _, names in os.walk(folder))
 
 
-class MemoryWatch:
+class MemoryWatch(Watch):
     """The most anonymous memory of each role, and of all shared memory, while it is entered.
 
     Args:
@@ -125,40 +126,30 @@ class MemoryWatch:
     _ROLES_EVERY = 20
 
     def __init__(self, roles: Callable[[], Roles], shared: Sequence[str] = ()) -> None:
+        super().__init__(self.EVERY_S)
         self._roles = roles
         self._shared = shared
-        self._over = Event()
-        self._thread = Thread(target=self._watch, daemon=True)
+        self._known: Roles = {}
+        self._turn = 0
         self.peaks: dict[str, int] = {}
         """Bytes by role."""
         self.peak_sum: dict[str, int] = {}
         """By first word of the role (gateway, server): the most that all had at one time."""
 
-    def __enter__(self) -> MemoryWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        roles, turn = self._roles(), 0
-        while not self._over.wait(self.EVERY_S):
-            turn += 1
-            if turn % self._ROLES_EVERY == 0:
-                roles = self._roles()
-            sums: dict[str, int] = {}
-            for role, pids in roles.items():
-                now = anonymous_bytes(pids)
-                self.peaks[role] = max(self.peaks.get(role, 0), now)
-                side = role.partition(" ")[0]
-                sums[side] = sums.get(side, 0) + now
-            sums["server"] = sums.get("server", 0) + sum(
-                shared_memory_of((), self._shared).values()
-            )
-            for side, size in sums.items():
-                self.peak_sum[side] = max(self.peak_sum.get(side, 0), size)
+    def look(self) -> None:
+        """Takes down what is more than before."""
+        if self._turn % self._ROLES_EVERY == 0:
+            self._known = self._roles()
+        self._turn += 1
+        sums: dict[str, int] = {}
+        for role, pids in self._known.items():
+            now = anonymous_bytes(pids)
+            self.peaks[role] = max(self.peaks.get(role, 0), now)
+            side = role.partition(" ")[0]
+            sums[side] = sums.get(side, 0) + now
+        sums["server"] = sums.get("server", 0) + sum(shared_memory_of((), self._shared).values())
+        for side, size in sums.items():
+            self.peak_sum[side] = max(self.peak_sum.get(side, 0), size)
 
 
 def _read(pid: int, name: str) -> str:

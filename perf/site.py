@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pydicom
 import sqlalchemy as sa
 import yaml
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     SegmentationStorage,
@@ -41,6 +44,8 @@ RESULT_TIMEOUT_S = 900.0
 START_TIMEOUT_S = 300.0
 """A server that loads several networks beside it takes the cores."""
 _MAX_PDU_BYTES = 131072
+_PROPOSED = {JPEGLSLossless: "-xt", JPEG2000Lossless: "-xv", RLELossless: "-xr"}
+"""What makes storescu propose a transfer syntax; it proposes uncompressed ones by itself."""
 
 
 class Destination:
@@ -114,14 +119,42 @@ class Site:
         self._storescu(called_ae_title, files, "+IR", str(count + 1), "+IS", "2")
 
     def _storescu(self, called_ae_title: str, files: Path, *options: str) -> None:
-        storescu = program("storescu", "dcmtk")
-        address = ("127.0.0.1", str(self.port))
+        first = pydicom.dcmread(next(files.iterdir()), stop_before_pixels=True)
+        proposed = _PROPOSED.get(first.file_meta.TransferSyntaxUID)
         subprocess.run(
-            [storescu, "-aec", called_ae_title, *options, "+sd", *address, str(files)],
+            [
+                *(program("storescu", "dcmtk"), "-aec", called_ae_title),
+                *(*options, *([proposed] if proposed else []), "+sd"),
+                *("127.0.0.1", str(self.port), str(files)),
+            ],
             env={**os.environ, "TCP_NODELAY": "1"},
             check=True,
             stdout=subprocess.DEVNULL,
         )
+
+    def there_and_back(
+        self, source: Path, called_ae_title: str, scratch: Path
+    ) -> tuple[str, float]:
+        """Sends a study under new UIDs, and waits for its segmentation.
+
+        Args:
+            source: A folder with the study.
+            called_ae_title: Who is called.
+            scratch: For its files, which are removed.
+
+        Returns:
+            Its Study Instance UID, and seconds from the last instance until the segmentation
+            was there.
+
+        Raises:
+            RoadFailed: it did not come.
+        """
+        files = scratch / "files"
+        study_instance_uid = renewed(source, files)
+        self.send(files, called_ae_title)
+        arrived_s = self.destination.wait(study_instance_uid)
+        shutil.rmtree(files)
+        return study_instance_uid, arrived_s - self.last_arrival_s(study_instance_uid)
 
     def last_arrival_s(self, study_instance_uid: str) -> float:
         """When the study's last instance was acknowledged, in seconds since 1970."""

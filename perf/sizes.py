@@ -15,14 +15,13 @@ only there, each size shows its own need.
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clients.demo.phantom_study import write_phantom_study
 from perf.procfs import MemoryWatch, anonymous_bytes, file_share_bytes, shared_memory_of
-from perf.site import Site, renewed
+from perf.site import Site
 
 COVERED_MM = (320.0, 400.0, 400.0)
 """A whole chest, whatever the number of voxels."""
@@ -115,7 +114,7 @@ def measure_sizes(
     order = sorted(chests)
     for count in order:
         with MemoryWatch(site.roles, (site.stub_prefix,)) as watch:
-            took_s = _through(site, title, chests[count], scratch)
+            _, took_s = site.there_and_back(chests[count], title, scratch)
         roles = site.roles()
         files = dict.fromkeys(("gateway", "server"), 0)
         for role, pids in roles.items():
@@ -130,21 +129,11 @@ def measure_sizes(
     for number in range(rounds):
         chance.shuffle(order)
         for count in order:
-            took_s = _through(site, title, chests[count], scratch)
+            _, took_s = site.there_and_back(chests[count], title, scratch)
             seconds[count].append(took_s)
             say(f"round {number + 1} of {rounds}, {count} slices: {took_s:.2f} s")
     shared = shared_memory_of([site.gateway_pid], ())
     return Sizes(size, seconds, memory, _server_bytes(site) - before, shared)
-
-
-def _through(site: Site, title: str, source: Path, scratch: Path) -> float:
-    """One study there and its result back."""
-    files = scratch / "files"
-    study = renewed(source, files)
-    site.send(files, title)
-    arrived_s = site.destination.wait(study)
-    shutil.rmtree(files)
-    return arrived_s - site.last_arrival_s(study)
 
 
 def _server_bytes(site: Site) -> int:

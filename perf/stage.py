@@ -162,13 +162,18 @@ class Stage:
             BuilderError: there is none, or it does not start.
         """
         self.say("Starting Triton")
-        repository = self.folder / "model_repository"
-        for folder in self.model_repository.glob(f"{MODEL}*"):
-            shutil.copytree(folder, repository / folder.name, dirs_exist_ok=True)
+        repository = only_lung_ct(self.model_repository, self.folder / "model_repository")
         with TritonServer(repository, log=self.folder / "triton.log") as server:
             version = _triton_version(server.http_url)
             self.notes["Triton"] = f"{version} ({server.origin})"
             yield server
+
+
+def only_lung_ct(model_repository: Path, folder: Path) -> Path:
+    """Its models without others, whose stubs would be loaded and watched in vain."""
+    for model in model_repository.glob(f"{MODEL}*"):
+        shutil.copytree(model, folder / model.name, dirs_exist_ok=True)
+    return folder
 
 
 def read_volume(source: Path) -> Volume:
