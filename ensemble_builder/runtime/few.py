@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ensemble_builder.runtime.grid import Grid
-from ensemble_builder.runtime.planes import Indices, Neighbours, most_it_is_off
+from ensemble_builder.runtime.planes import Indices, Neighbours, off_in_float64
 
 WORTH_VOXELS = 64
 """Below one point in so many voxels, single points cost less than converting all."""
@@ -63,7 +63,7 @@ def interpolate_few(
             places.append((axis.high if upper else axis.low)[at])
             weight *= axis.weight[at] if upper else 1 - axis.weight[at]
         found += values[tuple(places)] * weight
-    off = most_it_is_off(grid, largest)
+    off = off_in_float64(grid, largest)
     result: NDArray[np.float32] = (found + off).astype(np.float32)
     unsure = (result != (found - off).astype(np.float32)).any(axis=0)
     for axis, at in zip(axes, here, strict=True):

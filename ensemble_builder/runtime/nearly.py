@@ -12,14 +12,13 @@ survives the call.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ensemble_builder.runtime.grid import Grid
-from ensemble_builder.runtime.reduction import SOFTMAX_MARGIN, Reduction
+from ensemble_builder.runtime.reduction import SOFTMAX_MARGIN, Reduction, two_best
 
 BLOCK_PLANES = 16
 """Planes of the source that are turned at once: their voxels share lines of the cache."""
@@ -28,7 +27,7 @@ KEPT_PLANES = 3
 """Planes on the final grid's rows and columns that are kept: two are mixed, one comes."""
 
 
-def most_it_is_off(grid: Grid, largest: float) -> float:
+def off_in_float32(grid: Grid, largest: float) -> float:
     """How far a difference of two values computed here may be from PyTorch's.
 
     Three steps of a float32 interpolation round at most 12 times what is at most twice
@@ -62,7 +61,7 @@ class NearlyLabels:
             largest: Absolute value in the source, or threshold.
         """
         assert grid.axes is not None
-        self._slack = most_it_is_off(grid, largest)
+        self._slack = off_in_float32(grid, largest)
         if reduction.softmax:
             self._slack += SOFTMAX_MARGIN
         self._cells = grid.axes[::-1]  # in the order of the memory, the slowest first
@@ -105,27 +104,22 @@ class NearlyLabels:
         low, high = self._across(int(cells.low[k])), self._across(int(cells.high[k]))
         values = low if low is high else torch.lerp(low, high, float(self._weights[0][k]))
         # Comparisons are several times faster in numpy than in PyTorch.
-        unsure: NDArray[np.bool_] = self._labels(out.numpy(), values) <= self._slack
+        unsure: NDArray[np.bool_] = self._labels(out, values) <= self._slack
         for dim, odd in enumerate(self._odd):
             if len(odd):
                 unsure[(slice(None),) * dim + (odd,)] = True
         return unsure if unsure.any() else None
 
-    def _labels(self, out: NDArray[Any], values: torch.Tensor) -> NDArray[np.float32]:
+    def _labels(self, out: torch.Tensor, values: torch.Tensor) -> NDArray[np.float32]:
         """Writes the labels of [C, ...]; gives by how much each leads."""
+        lead: NDArray[np.float32]
         if self.signed:
             value = values[0].numpy()
-            np.greater(value, 0, out=out.view(np.bool_) if out.itemsize == 1 else out)
-            lead: NDArray[np.float32] = np.abs(value)
+            np.copyto(out.numpy(), value > 0)
+            lead = np.abs(value)
             return lead
-        best = values[0].clone()
-        second = torch.full_like(best, -torch.inf)
-        out.fill(0)
-        for channel in range(1, len(values)):
-            now = values[channel]
-            np.copyto(out, channel, where=now.numpy() > best.numpy())
-            torch.maximum(second, torch.minimum(best, now), out=second)
-            torch.maximum(best, now, out=best)
+        best, second = two_best(values, out)
+        assert second is not None
         lead = best.sub_(second).numpy()
         return lead
 

@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 
-def most_it_is_off(grid: Grid, largest: float) -> float:
+def off_in_float64(grid: Grid, largest: float) -> float:
     """How far from PyTorch's kernel in float64 a sum of the same products may be.
 
     PyTorch may round a coordinate otherwise, where a compiler joins product and sum: then it is
@@ -128,7 +128,7 @@ class PlaneResampling:
         extremes = slope[:, None] * ends + intercept[:, None]
         largest = float(np.abs(extremes).max())
         self._never_negative = bool((extremes >= 0).all())
-        self._off = most_it_is_off(grid, largest)
+        self._off = off_in_float64(grid, largest)
         self._kept: dict[tuple[int, int], Floats] = {}
 
     @staticmethod

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from monai.transforms import Activationsd, AsDiscreted
 
@@ -88,7 +89,8 @@ class Reduction:
             return labels.masked_fill_((part - self.threshold).abs_() <= slack, unsure)
         if self.softmax:
             slack += SOFTMAX_MARGIN
-        labels, best, second = _two_best(part, dtype)
+        labels = torch.empty(part.shape[1:], dtype=dtype, device=part.device)
+        best, second = two_best(part, labels)
         if second is not None:
             labels.masked_fill_(best.sub_(second) <= slack, unsure)
         return labels[None]
@@ -118,20 +120,27 @@ def argmax(part: torch.Tensor) -> torch.Tensor:
     return labels[None]
 
 
-def _two_best(
-    part: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The largest channel's number, its value and the second largest value."""
+def two_best(part: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Writes the largest channel's number; gives its value and the second largest one.
+
+    Args:
+        part: [C, ...].
+        labels: [...], written to.
+    """
     best = part[0].clone()
-    labels = torch.zeros(part.shape[1:], dtype=dtype, device=part.device)
+    labels.zero_()
     second: torch.Tensor | None = None
     for channel in range(1, part.shape[0]):
         value = part[channel]
-        labels.masked_fill_(value > best, channel)
+        if part.device.type == "cpu":  # several times faster than PyTorch's comparison and mask
+            larger = value.numpy() > best.numpy()
+            np.copyto(labels.numpy(), channel, where=larger)
+        else:
+            labels.masked_fill_(value > best, channel)
         lower = torch.minimum(best, value)
         second = lower if second is None else torch.maximum(second, lower, out=second)
         torch.maximum(best, value, out=best)
-    return labels, best, second
+    return best, second
 
 
 def reduction_of(transforms: Sequence[Any], key: str) -> Reduction | None:

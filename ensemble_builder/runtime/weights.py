@@ -92,7 +92,8 @@ def _state(found: Any, key: str, module: torch.nn.Module) -> Any:
     """The network's state dict in a file's content; what comes nearest where none fits."""
     if not isinstance(found, Mapping):
         return found
-    named = [found[name] for name in (key, "model", "state_dict") if _is_state(found.get(name))]
+    inside = (found.get(name) for name in (key, "model", "state_dict"))
+    named = [state for state in inside if isinstance(state, Mapping)]
     for state in (*named, found):
         fitting = _fitting(state, module)
         if fitting is not None:
@@ -104,10 +105,6 @@ def _state(found: Any, key: str, module: torch.nn.Module) -> Any:
     return named[0] if named else found
 
 
-def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
 def _fitting(state: Any, module: torch.nn.Module) -> Any:
     """All of the network's weights out of a state dict; None where they aren't in it.
 
@@ -115,7 +112,7 @@ def _fitting(state: Any, module: torch.nn.Module) -> Any:
     weight's: `module.`, `net.`, `_orig_mod.`.
     """
     own = list(module.state_dict())
-    if not own or not _is_state(state):
+    if not own or not isinstance(state, Mapping):
         return None
     if all(name in state for name in own):
         return state

@@ -9,7 +9,7 @@ import torch
 
 from ensemble_builder.runtime.axes import axis_maps
 from ensemble_builder.runtime.grid import Grid
-from ensemble_builder.runtime.nearly import NearlyLabels, most_it_is_off
+from ensemble_builder.runtime.nearly import NearlyLabels, off_in_float32
 from ensemble_builder.runtime.recording import Sample
 from ensemble_builder.runtime.reduction import Reduction
 from ensemble_builder.runtime.resample import resample_to_labels
@@ -56,7 +56,7 @@ def test_nearly_is_within_its_bound(
         value = torch.lerp(low, high, float(grid.axes[2].weight[k]))[0]
         within = ~(grid.axes[1].odd[:, None] | grid.axes[0].odd[None] | grid.axes[2].odd[k])
         off = max(off, float(((exact[1, k] - exact[0, k]) - value).abs()[within].max()))
-    assert 0 < off < most_it_is_off(grid, largest)
+    assert 0 < off < off_in_float32(grid, largest)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
