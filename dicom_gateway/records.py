@@ -153,11 +153,14 @@ class Series:
 class Slice:
     """One frame of a volume and the instance it came from."""
 
+    sop_class_uid: str
     sop_instance_uid: str
     frame_number: int
     """1-based (PS3.3 C.7.6.6); 1 for a single-frame instance."""
     position_lps_mm: tuple[float, float, float]
     """Image Position (Patient): the centre of the first voxel."""
+    number_of_frames: int = 1
+    """Of the instance."""
 
 
 @dataclass(frozen=True, slots=True)

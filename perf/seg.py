@@ -222,7 +222,8 @@ def _a_volume(folder: Path, shape_kji: tuple[int, int, int]) -> Volume:
         ds.PixelSpacing, ds.SliceThickness = [0.7, 0.7], 1.0
         paths.append(folder / f"{k:04}.dcm")
         ds.save_as(paths[-1], enforce_file_format=True)
-        places.append(Slice(str(ds.SOPInstanceUID), 1, (-180.0, -180.0, -400.0 + k)))
+        uid = str(ds.SOPInstanceUID)
+        places.append(Slice(CTImageStorage, uid, 1, (-180.0, -180.0, -400.0 + k)))
     affine = np.diag([0.7, 0.7, 1.0, 1.0])
     affine[:3, 3] = (-180, -180, -400)
     return Volume(

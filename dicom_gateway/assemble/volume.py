@@ -99,7 +99,13 @@ def assemble(
         rescale=rescale,
         affine_lps=plan.affine_lps,
         slices=tuple(
-            Slice(frame.sop_instance_uid, frame.number, _position(frame.position_lps_mm))
+            Slice(
+                frame.header.sop_class_uid,
+                frame.sop_instance_uid,
+                frame.number,
+                _position(frame.position_lps_mm),
+                frame.header.number_of_frames,
+            )
             for frame in plan.frames
         ),
         headers=tuple(frame.header.path for frame in plan.frames),

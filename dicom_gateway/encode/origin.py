@@ -122,7 +122,7 @@ class Origin:
                 series.SeriesInstanceUID = uid
                 series.ReferencedSOPSequence = [reference(one.sop_class_uid, one.sop_instance_uid)]
                 study = Dataset()
-                study.StudyInstanceUID = self.sources.images[0].StudyInstanceUID
+                study.StudyInstanceUID = self.sources.first.StudyInstanceUID
                 study.ReferencedSeriesSequence = [series]
                 items.append(study)
         return items
@@ -155,7 +155,7 @@ def a_header(ds: Dataset, origin: Origin, output: Output, kind: ObjectKind, moda
     Source: PS3.3 C.7.1.1, C.7.2.1, C.7.3.1, C.7.5.1, C.12.1.
     """
     now = datetime.now()
-    first = origin.sources.images[0]
+    first = origin.sources.first
     ds.SOPInstanceUID = origin.uid(output, kind)
     ds.StudyInstanceUID = first.StudyInstanceUID
     ds.SeriesInstanceUID = origin.series_uid(output, kind)

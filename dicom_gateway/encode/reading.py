@@ -1,7 +1,7 @@
 """The headers of a volume's sources, read while its mask is still being computed.
 
 In: a volume. Out: what its objects are made from, and what the geometry gate holds them against:
-two readings of the same files by two pieces of code, which share nothing. Nothing is kept.
+read by two pieces of code, which share nothing. Nothing is kept.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def make_structure_set(mask: Mask, output: Output, origin: Origin) -> Dataset | 
     a_header(ds, origin, output, kind, "RTSTRUCT")
     ds.OperatorsName = ""
     ds.PositionReferenceIndicator = ""
-    ds.FrameOfReferenceUID = origin.sources.images[0].FrameOfReferenceUID
+    ds.FrameOfReferenceUID = origin.sources.first.FrameOfReferenceUID
     ds.StructureSetLabel = long_string(origin.contract.pipeline, 16) or "tritome"
     ds.StructureSetName = long_string(f"{origin.contract.pipeline} {origin.contract.version}")
     ds.StructureSetDate, ds.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
@@ -91,7 +91,7 @@ def segment_colour(segment: Segment, number: int) -> tuple[int, int, int]:
 
 
 def _frame_of_reference(origin: Origin) -> Dataset:
-    first = origin.sources.images[0]
+    first = origin.sources.first
     series = Dataset()
     series.SeriesInstanceUID = first.SeriesInstanceUID
     series.ContourImageSequence = [reference(*one) for one in origin.sources.instances]

@@ -145,7 +145,7 @@ def _captured(  # noqa: PLR0917 - what is drawn, called twice
     ds.SOPClassUID = SecondaryCaptureImageStorage
     kind = ObjectKind.SECONDARY_CAPTURE
     a_header(ds, origin, output, kind, "OT")
-    side = str(origin.sources.images[0].get("Laterality", ""))
+    side = str(origin.sources.first.get("Laterality", ""))
     if side in {"L", "R"} or "BodyPartExamined" not in ds:
         # Type 2C (PS3.3 C.7.3.1): empty where nothing says that the part isn't a paired one.
         ds.Laterality = side if side in {"L", "R"} else ""
@@ -176,7 +176,7 @@ def _captured(  # noqa: PLR0917 - what is drawn, called twice
     high_mm, wide_mm = float(np.linalg.norm(affine[:3, 1])), float(np.linalg.norm(affine[:3, 0]))
     if abs(high_mm / wide_mm - 1) > 0.01:
         ds.PixelAspectRatio = [round(1000 * high_mm / wide_mm), 1000]
-    first = origin.sources.images[0]
+    first = origin.sources.first
     for keyword in ("LossyImageCompression", "LossyImageCompressionRatio"):
         if keyword in first:
             ds[keyword] = first[keyword]

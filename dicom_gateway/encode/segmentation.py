@@ -86,7 +86,7 @@ def make_segmentation(mask: Mask, output: Output, origin: Origin, kind: ObjectKi
     head.NumberOfFrames = len(made.frames)
     groups = parts.functional_groups(
         made.frames,
-        ["\\".join(str(mm) for mm in image.ImagePositionPatient) for image in sources.images],
+        sources.positions,
         sources.references,
         identify=binary,
     )
@@ -113,7 +113,7 @@ def _order(origin: Origin) -> list[int]:
 def _head(numbered: Mask, output: Output, origin: Origin, kind: ObjectKind) -> Dataset:
     """Everything but the frames: highdicom's SEG of one empty slice, without that slice."""
     volume, contract, sources = origin.volume, origin.contract, origin.sources
-    first = sources.images[0]
+    first = sources.first
     measures = _pixel_measures(volume, first)
     if "SliceThickness" not in first:  # type 2, and highdicom can't do without
         first.SliceThickness = measures[0].SliceThickness
@@ -167,7 +167,7 @@ def _refer_to_sources(head: Dataset, origin: Origin) -> None:
     sources = origin.sources
     head.SourceImageSequence = [reference(*one) for one in sources.instances]
     series = Dataset()
-    series.SeriesInstanceUID = sources.images[0].SeriesInstanceUID
+    series.SeriesInstanceUID = sources.first.SeriesInstanceUID
     series.ReferencedInstanceSequence = [reference(*one) for one in sources.instances]
     head.ReferencedSeriesSequence = [series]
 

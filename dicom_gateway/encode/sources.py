@@ -1,8 +1,9 @@
 """What a result takes over from its source instances, cleaned where it must be.
 
-In: a volume, whose source frames have files. Out: small data sets for highdicom with nothing but
-geometry and references, and the patient's and study's attributes to put into the result.
-Nothing is written.
+In: a volume, whose source frames have files. Out: a small data set for highdicom with nothing but
+geometry and references, and the patient's and study's attributes to put into the result. The
+first instance's header says it for all; what differs from frame to frame the volume knows, and
+the geometry gate holds it against every file. Nothing is written.
 
 They are kept apart because highdicom and pydicom warn about odd values by quoting them,
 and a value may be a patient's name: highdicom never gets to see one.
@@ -13,8 +14,6 @@ from __future__ import annotations
 import struct
 from copy import copy
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -22,9 +21,8 @@ import pydicom.config
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.tag import BaseTag
 from pydicom.uid import CTImageStorage
-from pydicom.valuerep import DS, validate_value
+from pydicom.valuerep import DS, format_number_as_ds, validate_value
 
 from dicom_gateway.encode.identity import stand_in_frame_of_reference_uid, stand_in_frame_uid
 from dicom_gateway.errors import EncodingFailed
@@ -119,19 +117,21 @@ class Sources:
     """The source instances as far as a result needs them.
 
     Attributes:
-        images: One per source frame, in the order of k, without any patient attribute. Those
-            of a multi-frame object stand for its frames, each under a UID of its own.
+        first: The source frame of k = 0, without any patient attribute. One of a multi-frame
+            object stands for it, under a UID of its own.
         carried: Patient and study attributes, as elements ready to be put into the result.
         specific_character_set: That of the source; None for the default repertoire.
-        references: The true source frame of each of `images`.
+        references: The source frames, in the order of k.
+        positions: Image Position (Patient) of each, as DICOM writes it.
         placed: False for projections: their images say nowhere where they lie.
     """
 
-    images: tuple[Dataset, ...]
+    first: Dataset
     carried: tuple[DataElement, ...]
     specific_character_set: str | list[str] | None
     series_number: int
     references: tuple[FrameReference, ...] = ()
+    positions: tuple[str, ...] = ()
     placed: bool = True
 
     @property
@@ -143,40 +143,24 @@ class Sources:
 
 
 def read_sources(volume: Volume) -> Sources:
-    """Reads the headers of a volume's source frames; pixels are not touched.
+    """Reads the header of a volume's first source frame; pixels are not touched.
 
     Raises:
-        EncodingFailed: when a source can't be read any more.
+        EncodingFailed: when it can't be read any more.
     """
-    images, references = [], []
-    known: dict[Path, Dataset] = {}
     try:
         first = pydicom.dcmread(volume.headers[0], stop_before_pixels=True)
-        known[volume.headers[0]] = first
-        for path, slice_ in zip(volume.headers, volume.slices, strict=True):
-            if path not in known:
-                known[path] = pydicom.dcmread(
-                    path, stop_before_pixels=True, specific_tags=[*_GEOMETRY, "NumberOfFrames"]
-                )
-            image = _image(known[path])
-            several = (known[path].get("NumberOfFrames") or 1) > 1
-            references.append(
-                FrameReference(
-                    str(image.SOPClassUID),
-                    slice_.sop_instance_uid,
-                    slice_.frame_number if several else 0,
-                )
-            )
-            if several or "ImagePositionPatient" not in image:
-                _be_frame(image, slice_, volume)
-            images.append(image)
+        image = _image(first)
+        if volume.slices[0].number_of_frames > 1 or "ImagePositionPatient" not in image:
+            _be_frame(image, volume.slices[0], volume)
         number = first.get("SeriesNumber")
         return Sources(
-            images=tuple(images),
+            first=image,
             carried=tuple(_carried(first)),
             specific_character_set=_character_set(first),
             series_number=int(number) if number is not None and 0 <= int(number) < 10**6 else 0,
-            references=tuple(references),
+            references=tuple(_reference(one) for one in volume.slices),
+            positions=tuple(_position(one) for one in volume.slices),
             placed=_is_placed(first),
         )
     except _UNREADABLE as error:
@@ -187,6 +171,16 @@ def read_sources(volume: Volume) -> Sources:
         raise EncodingFailed(msg) from error
 
 
+def _reference(slice_: Slice) -> FrameReference:
+    several = slice_.number_of_frames > 1
+    number = slice_.frame_number if several else 0
+    return FrameReference(slice_.sop_class_uid, slice_.sop_instance_uid, number)
+
+
+def _position(slice_: Slice) -> str:
+    return "\\".join(format_number_as_ds(mm) for mm in slice_.position_lps_mm)
+
+
 def _is_placed(first: Dataset) -> bool:
     if "ImagePositionPatient" in first:
         return True
@@ -195,25 +189,18 @@ def _is_placed(first: Dataset) -> bool:
 
 
 def _image(ds: Dataset) -> Dataset:
-    image = Dataset(dict(_blank()))
+    image = Dataset()
+    for keyword in _EMPTY_FOR_HIGHDICOM:
+        setattr(image, keyword, "")
     for keyword in _GEOMETRY:
         element = _element(ds, keyword)
         if element is not None and element.value not in (None, ""):
-            image.add(copy(element))  # frames of one object share the original
+            image.add(copy(element))
     if "FrameOfReferenceUID" not in image:
         # Without one a SEG can't say where it lies; the references to the source
         # instances, frame by frame, remain what ties the two together.
         image.FrameOfReferenceUID = stand_in_frame_of_reference_uid(image.SeriesInstanceUID)
     return image
-
-
-@cache
-def _blank() -> dict[BaseTag, DataElement]:
-    """Empty elements that all images share: nobody writes into them."""
-    blank = Dataset()
-    for keyword in _EMPTY_FOR_HIGHDICOM:
-        setattr(blank, keyword, "")
-    return {element.tag: element for element in blank}
 
 
 def _be_frame(image: Dataset, slice_: Slice, volume: Volume) -> None:

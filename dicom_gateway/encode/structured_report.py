@@ -108,7 +108,7 @@ def make_volume_report(
                 segmentation.sop_instance_uid,
                 segment_number=number,
                 source_series=hd.sr.SourceSeriesForSegmentation(
-                    str(origin.sources.images[0].SeriesInstanceUID)
+                    str(origin.sources.first.SeriesInstanceUID)
                 ),
             )
             groups.append(
@@ -157,7 +157,7 @@ def volumes_ml(mask: Mask, output: Output, origin: Origin) -> list[float] | None
     if len(gaps):
         heights = np.concatenate([gaps[:1], (gaps[:-1] + gaps[1:]) / 2, gaps[-1:]])
     else:
-        first = origin.sources.images[0]
+        first = origin.sources.first
         placed = origin.sources.placed
         heights = np.array([float(first.get("SliceThickness") or 0.0) if placed else 0.0])
     if not origin.sources.placed or not (heights > 0).all():
@@ -256,7 +256,7 @@ def _report(
             serial_number=origin.device_serial_number,
         ),
     )
-    first = origin.sources.images[0]
+    first = origin.sources.first
     content = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=observer),
         procedure_reported=_PROCEDURES.get(str(first.get("Modality", "")), _IMAGING),
@@ -289,7 +289,7 @@ def _report(
 
 def _evidence(origin: Origin, segmentation: SegmentationReference | None) -> list[Dataset]:
     """Every source instance and the SEG, as highdicom takes them: without a patient."""
-    first = origin.sources.images[0]
+    first = origin.sources.first
     evidence: list[Dataset] = []
     for sop_class_uid, sop_instance_uid in origin.sources.instances:
         one = copy(first) if not evidence else Dataset()  # the first gives patient and study

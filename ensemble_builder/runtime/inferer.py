@@ -16,6 +16,7 @@ import torch
 from ensemble_builder.errors import Cancelled
 from ensemble_builder.runtime.config import BundleConfig
 from ensemble_builder.runtime.fusion import split
+from ensemble_builder.runtime.heap import give_back
 from ensemble_builder.runtime.loading import extra_name
 from ensemble_builder.runtime.networks import LoadedNetwork, example_windows, load_network
 from ensemble_builder.runtime.networks.triton import TritonNetwork
@@ -48,6 +49,8 @@ class Inferer:
         if self._device.type == "cuda" and not self._recipe.needs_eager and own is None:
             with torch.inference_mode():  # cuDNN chooses its algorithms now, not for a patient
                 self._network(example_windows(self._recipe.window).to(self._device))
+        del bundle
+        give_back()
 
     def _choose(self, bundle: BundleConfig, folder: Path) -> Callable[..., torch.Tensor]:
         if self._recipe.network_model is None:

@@ -74,7 +74,12 @@ def a_volume(folder: Path, datasets: Sequence[Dataset] | None = None, **how: Any
         rescale=np.ones((len(series), 2)),
         affine_lps=affine,
         slices=tuple(
-            Slice(str(ds.SOPInstanceUID), 1, tuple(float(mm) for mm in ds.ImagePositionPatient))  # type: ignore[arg-type]
+            Slice(
+                str(ds.SOPClassUID),
+                str(ds.SOPInstanceUID),
+                1,
+                tuple(float(mm) for mm in ds.ImagePositionPatient),  # type: ignore[arg-type]
+            )
             for ds in series
         ),
         headers=tuple(one.path for one in kept.instances),

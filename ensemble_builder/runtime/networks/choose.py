@@ -137,7 +137,10 @@ def _converted(
     expected = [(batch, eager_predictions(module, batch)) for batch in windows]
     network = _conversion(runtime, module, options, expected[0])
     with torch.inference_mode():
-        return network, check(network, expected, options.precision)
+        found = check(network, expected, options.precision)
+    if hasattr(network, "rest"):  # perhaps for hours, until the first study
+        network.rest()
+    return network, found
 
 
 def _conversion(
@@ -153,7 +156,7 @@ def _conversion(
     if runtime == "openvino":
         from ensemble_builder.runtime.networks.openvino import OpenVINONetwork  # noqa: PLC0415
 
-        return OpenVINONetwork(module, example, options)
+        return OpenVINONetwork(module, example, options, prediction)
     if runtime == "onnxruntime":
         from ensemble_builder.runtime.networks import onnxruntime  # noqa: PLC0415
 

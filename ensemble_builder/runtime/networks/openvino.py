@@ -22,6 +22,9 @@ LARGEST_IN_STREAMS = 128**3
 """Voxels of a window above which one is computed at a time, by all cores: each stream has memory
 of its own for what lies between the layers."""
 
+LARGEST_PREDICTION_IN_STREAMS = 32 * LARGEST_IN_STREAMS
+"""The same for the numbers of a prediction, of which each stream has one: 256 MiB of them."""
+
 MOST_STREAMS = 4
 
 Outputs = Future[torch.Tensor]
@@ -42,7 +45,11 @@ class OpenVINONetwork:
     one_by_one = True
 
     def __init__(
-        self, module: torch.nn.Module, example: torch.Tensor, options: NetworkOptions
+        self,
+        module: torch.nn.Module,
+        example: torch.Tensor,
+        options: NetworkOptions,
+        prediction: torch.Tensor,
     ) -> None:
         """Converts and compiles.
 
@@ -50,6 +57,7 @@ class OpenVINONetwork:
             module: In eval mode, on the CPU.
             example: float32 [1, C, *roi].
             options: Of them, `precision`, `free_axes` and `many_windows`.
+            prediction: What eager gives for the example; only its size counts.
 
         Raises:
             ConversionError: OpenVINO isn't here, or can't take the network.
@@ -65,7 +73,7 @@ class OpenVINONetwork:
         shape: list[int] = [1, *example.shape[1:]]
         for axis in options.free_axes:
             shape[2 + axis] = -1
-        streams = _streams(example, options)
+        streams = _streams(example, options, prediction)
         hints: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": options.precision}
         hints |= {"NUM_STREAMS": streams} if streams > 1 else {"PERFORMANCE_HINT": "LATENCY"}
         try:
@@ -98,6 +106,10 @@ class OpenVINONetwork:
         """float32 [N, C, *roi] -> float32 [N, C_out, *roi]."""
         return self.submit(windows).result()
 
+    def rest(self) -> None:
+        """Gives back what lies between the layers; the next window takes it again."""
+        self._compiled.release_memory()
+
     def _compute(self, window: torch.Tensor) -> torch.Tensor:
         request = self._idle.get()
         try:
@@ -110,9 +122,13 @@ class OpenVINONetwork:
         return torch.from_numpy(outputs[0])
 
 
-def _streams(example: torch.Tensor, options: NetworkOptions) -> int:
+def _streams(example: torch.Tensor, options: NetworkOptions, prediction: torch.Tensor) -> int:
     cores = len(os.sched_getaffinity(0))
-    if not options.many_windows or example[0, 0].numel() > LARGEST_IN_STREAMS or cores == 1:
+    too_large = (
+        example[0, 0].numel() > LARGEST_IN_STREAMS
+        or prediction.numel() > LARGEST_PREDICTION_IN_STREAMS
+    )
+    if not options.many_windows or too_large or cores == 1:
         return 1
     return min(MOST_STREAMS, max(2, cores // 4))
 

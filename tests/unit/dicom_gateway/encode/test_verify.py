@@ -46,7 +46,7 @@ def volume(tmp_path: Path) -> Volume:
         rescale=np.ones((FRAMES, 2)),
         affine_lps=affine,
         slices=tuple(
-            Slice(ds.SOPInstanceUID, 1, (-120.0, -110.0, -300.0 + 2.5 * k))
+            Slice(ds.SOPClassUID, ds.SOPInstanceUID, 1, (-120.0, -110.0, -300.0 + 2.5 * k))
             for k, ds in enumerate(datasets)
         ),
         headers=tuple(instance.path for instance in series.instances),

@@ -200,3 +200,31 @@ def test_openvino_computes_windows_beside_each_other():
         torch.testing.assert_close(one.result(), expected[number : number + 1])
     torch.testing.assert_close(network(windows), expected)
     assert network.in_flight > 1
+
+
+def test_openvino_computes_large_windows_one_at_a_time(monkeypatch):
+    """Each stream would have memory of its own for them, or for a prediction of many channels."""
+    module = torch.nn.Conv3d(1, 2, 3, padding=1).eval()
+    example = example_windows((1, 16, 16, 16))
+    options = NetworkOptions("openvino", most_windows=4, many_windows=True)
+
+    def in_flight() -> int:
+        return choose_network(module, example, CPU, options).network.in_flight
+
+    assert in_flight() > 2
+    for limit in ("LARGEST_IN_STREAMS", "LARGEST_PREDICTION_IN_STREAMS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"ensemble_builder.runtime.networks.openvino.{limit}", 16**3 - 1)
+            assert in_flight() == 2
+
+
+def test_openvino_computes_the_same_after_a_rest():
+    """What lies between its layers was given back."""
+    module = torch.nn.Conv3d(1, 2, 3, padding=1).eval()
+    network = choose_network(
+        module, example_windows((1, 16, 16, 16)), CPU, NetworkOptions("openvino")
+    ).network
+    window = torch.randn(1, 1, 16, 16, 16)
+    before = network(window)
+    network.rest()
+    assert torch.equal(network(window), before)
