@@ -32,6 +32,11 @@ LARGEST_BEAT_SHARE = 0.1
 inference too, and comes less often."""
 BUSY_CPU_SHARE = 0.05
 """A server that used more of one core than this during a late heartbeat is busy, not hung."""
+WORKING_CPU_SHARE = 0.5
+"""A server that uses more of one core than this works on somebody's request: what it is asked
+for beside that would make the request wait."""
+LONGEST_UNASKED_S = 60.0
+"""So long such a server isn't asked: one of its pipelines may hang beside those that work."""
 TOO_MANY_BEATS = 2
 LONGEST_BACKOFF_S = 60.0
 
@@ -88,6 +93,8 @@ class TritonServer:
         self._heart: Heart | None = None
         self._failed_beats = 0
         self._next_beat_s = 0.0
+        self._last_beat_s = 0.0
+        self._looked = (0.0, 0.0)  # when, and how many processor seconds had been used
         self._stubs: dict[int, str] = {}  # process id -> its model, of those seen alive
         self.restarts = 0
         """How often the server was started again."""
@@ -225,7 +232,7 @@ class TritonServer:
                     self._restart("ended by itself")
                 elif (model := self._model_of_a_dead_stub()) is not None:
                     self._reload(model)
-                elif time.monotonic() >= self._next_beat_s:
+                elif time.monotonic() >= self._next_beat_s and not self._works():
                     self._check()
                 backoff_s = 1.0
             except Exception as error:  # noqa: BLE001 - a thread's edge: it must go on watching
@@ -234,13 +241,23 @@ class TritonServer:
                 self._ended.wait(backoff_s)
                 backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
 
+    def _works(self) -> bool:
+        """Whether it has been computing since the last look, and was asked not long ago."""
+        now_s, used_s = time.monotonic(), self._cpu_s()
+        before_s, before_used_s = self._looked
+        self._looked = now_s, used_s
+        works = used_s - before_used_s > WORKING_CPU_SHARE * (now_s - before_s)
+        return works and now_s - self._last_beat_s < LONGEST_UNASKED_S
+
     def _check(self) -> None:
         heart = self._heart
         assert heart is not None
         before_s, started = self._cpu_s(), time.monotonic()
         beat = heart.beat(BEAT_TIMEOUT_S)
         took_s = time.monotonic() - started
-        self._next_beat_s = time.monotonic() + took_s * (1 / LARGEST_BEAT_SHARE - 1)
+        self._last_beat_s = time.monotonic()
+        self._looked = self._last_beat_s, self._cpu_s()  # its own time is no work
+        self._next_beat_s = self._last_beat_s + took_s * (1 / LARGEST_BEAT_SHARE - 1)
         if self._ended.is_set() or not self._alive():
             return
         if beat.failure is None:

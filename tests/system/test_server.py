@@ -22,6 +22,7 @@ from ensemble_builder.bundle import Options
 from ensemble_builder.errors import ParityError, PortTaken, ServerFailed, ServerNotFound
 from ensemble_builder.server import TritonServer, find_tritonserver
 from ensemble_builder.server.heartbeat import Heart
+from ensemble_builder.server.supervisor import BEAT_EVERY_S
 from ensemble_builder.verify import compare, reference, served
 from tests.support.bundles import a_segmentation_bundle
 from tests.support.processes import stub_of
@@ -138,6 +139,26 @@ def test_a_proxy_of_the_site_is_not_asked_for_loopback(
     heart = Heart(server.grpc_url)
     assert heart.ready()
     heart.close()
+
+
+def test_a_server_that_works_is_not_asked_whether_it_does(server: TritonServer) -> None:
+    """The heartbeat is a real inference too; beside a study it would make that one slower."""
+    client = triton.InferenceServerClient(server.grpc_url)
+
+    def answered() -> int:
+        return int(client.get_inference_statistics("small").model_stats[0].inference_count)
+
+    volume = an_oblique_volume((160, 320, 320))
+    served(server.grpc_url, "small", volume)
+    time.sleep(BEAT_EVERY_S)  # whatever was due is over
+    before, sent, until = answered(), 0, time.monotonic() + 4 * BEAT_EVERY_S
+    while time.monotonic() < until:
+        served(server.grpc_url, "small", volume)
+        sent += 1
+    # One may have been due just as the work began.
+    assert answered() - before - sent <= 1
+    _until(lambda: answered() - before - sent > 1, "an idle server isn't asked any more")
+    client.close()
 
 
 def test_a_killed_stub_is_replaced_without_a_hand(server: TritonServer, bundle: Path) -> None:
