@@ -1,17 +1,61 @@
-"""What loading left behind goes back to the system: an instance may wait for hours."""
+"""Memory between requests: kept while studies follow each other, given back when they don't.
+
+Every request needs the same large arrays. Taken from the system anew each time, they are zeroed
+by it page by page, which costs more than the work on them. What the C library is asked for here
+is the GNU one's (mallopt(3), malloc_trim(3)); where there is another, nothing is asked for.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import threading
+from types import TracebackType
+from typing import Any
+
+KEPT_S = 60.0
+"""So long after a request its memory is kept for the next one."""
+
+_MOST_MMAPS = -4
+_TRIM_THRESHOLD = -1
+"""Parameters of mallopt(3)."""
 
 
 def give_back() -> None:
-    """Frees what nothing refers to, and what the C library keeps for later.
-
-    Source: malloc_trim(3), of the GNU C library; without it nothing is asked for.
-    """
+    """Frees what nothing refers to, and what the C library keeps for later."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    _call("malloc_trim", 0)
+
+
+class KeptMemory:
+    """Entered for each request; what its memory was is there for the next one."""
+
+    def __init__(self, kept_s: float = KEPT_S) -> None:
+        """From now on the C library keeps what is freed, in the whole process."""
+        self._kept_s = kept_s
+        self._timer: threading.Timer | None = None
+        # Large arrays too come from the heap, whose end isn't cut off whenever it is free.
+        _call("mallopt", _MOST_MMAPS, 0)
+        _call("mallopt", _TRIM_THRESHOLD, 2**31 - 1)
+
+    def __enter__(self) -> None:
+        """The next one is here."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Until another comes, or the time is over."""
+        self._timer = threading.Timer(self._kept_s, give_back)
+        self._timer.daemon = True
+        self._timer.start()
+
+
+def _call(name: str, *args: int) -> None:
+    function: Any = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*args)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_builder.runtime.fusion import run, split
+from ensemble_builder.runtime.heap import KeptMemory
 from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, Recipe
 from ensemble_builder.runtime.recording import warm_up
 from ensemble_builder.runtime.results import result
@@ -35,6 +36,7 @@ class Postprocess:
         self._device = instance_device(args)
         bundle = self._recipe.open(version_folder / BUNDLE_FOLDER, self._device)
         self._transforms = bundle.postprocessing()
+        self._memory = KeptMemory()
         warm_up()
         recipe = self._recipe
         if recipe.y_channels:  # the inferer step has done a part of it
@@ -42,7 +44,8 @@ class Postprocess:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request."""
-        return [answer(request, self._compute) for request in requests]
+        with self._memory:
+            return [answer(request, self._compute) for request in requests]
 
     def _compute(self, request: Any) -> list[Any]:
         y = read(request, "Y", self._device)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ensemble_builder.runtime.forward import preprocess
+from ensemble_builder.runtime.heap import KeptMemory
 from ensemble_builder.runtime.loading import (
     extra_name,
     network_input,
@@ -43,6 +44,7 @@ class Preprocess:
         self._device = instance_device(args)
         bundle = self._recipe.open(version_folder / BUNDLE_FOLDER, self._device)
         self._transforms = bundle.preprocessing()
+        self._memory = KeptMemory()
         self._warm_up()
 
     def _warm_up(self) -> None:
@@ -61,7 +63,8 @@ class Preprocess:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request."""
-        return [answer(request, self._compute) for request in requests]
+        with self._memory:
+            return [answer(request, self._compute) for request in requests]
 
     def _compute(self, request: Any) -> list[Any]:
         recipe = self._recipe
