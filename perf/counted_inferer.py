@@ -12,4 +12,6 @@ class CountedInferer(Inferer):
     def initialize(self, args: dict[str, str]) -> None:
         """As always; then the network is counted."""
         super().initialize(args)
-        self._network = Counter.of_this_process().counted(self._network)
+        counter = Counter.of_this_process()
+        self._network = counter.counted(self._network)
+        self._windows = counter.counted(self._windows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,13 @@ def _compute(seconds: float) -> str:
     return "labels"
 
 
+def _compute_in_this_thread(seconds: float) -> str:
+    end_s = time.thread_time() + seconds
+    while time.thread_time() < end_s:
+        pass
+    return "labels"
+
+
 def test_calls_of_a_network_are_counted(tmp_path: Path) -> None:
     """Their processor time, and not what happens between them."""
     me = os.getpid()
@@ -93,6 +101,28 @@ def test_a_call_under_way_counts_with_what_it_has_taken(tmp_path: Path) -> None:
     Counter(tmp_path / str(me)).counted(network)()
     assert seen[0].calls == 0
     assert seen[0].seconds >= 0.1
+
+
+def test_windows_are_counted_without_the_thread_that_stitches(tmp_path: Path) -> None:
+    """It works while they are computed."""
+    me = os.getpid()
+
+    class Streams:
+        in_flight = 3
+        one_by_one = True
+
+        def submit(self, seconds: float) -> Future[str]:
+            return pool.submit(_compute_in_this_thread, seconds)
+
+    with ThreadPoolExecutor(2) as pool:
+        network = Counter(tmp_path / str(me)).counted(Streams())
+        assert (network.in_flight, network.one_by_one) == (3, True)
+        asked = [network.submit(0.1), network.submit(0.1)]
+        _compute_in_this_thread(0.3)
+        assert [one.result() for one in asked] == ["labels", "labels"]
+    found = read_count(tmp_path, me)
+    assert found.calls == 2
+    assert 0.15 <= found.seconds < 0.28
 
 
 def test_a_network_that_fails_has_been_called(tmp_path: Path) -> None:
