@@ -58,6 +58,10 @@ MOST_OPEN = 0.05
 SLAB_POINTS = 1_000_000
 """Points of the output that are computed at once (about 40 bytes each)."""
 
+SLAB_VOXELS = 16_000_000
+"""Voxels of the source that a slab is made from, about (4 or 8 bytes each): a result that is much
+coarser than its source would be one slab, and need all of it."""
+
 _LEADING = (Loaded, EnsureChannelFirstd, Identityd)
 _SPATIAL = (Orientationd, Spacingd, Flipd)
 _CPU = torch.device("cpu")
@@ -237,7 +241,8 @@ def _resampled(
     result = result.permute(0, *(order.index(final) + 1 for final in range(len(maps))))
     points = _Points(grid)
     depth, plane = len(maps[-1].index), points.plane
-    step = max(2, SLAB_POINTS // plane // 2 * 2)  # even, for two threads or more to share
+    most = min(SLAB_POINTS // plane, SLAB_VOXELS * depth // source.values.numel())
+    step = max(2, most // 2 * 2)  # even, for two threads or more to share
     order_read = [m.axis for m in reversed(maps)]
     rescale = source.rescale.numpy()
     planes: PlaneResampling | None = None

@@ -15,6 +15,9 @@ from typing import Any
 
 KEPT_S = 60.0
 """So long after a request its memory is kept for the next one."""
+MOST_KEPT_BYTES = 512 << 20
+"""What is more goes back soon: it was an unusual study, or has fallen to pieces."""
+SOON_S = 0.5
 
 _MOST_MMAPS = -4
 _TRIM_THRESHOLD = -1
@@ -50,9 +53,40 @@ class KeptMemory:
         traceback: TracebackType | None,
     ) -> None:
         """Until another comes, or the time is over."""
-        self._timer = threading.Timer(self._kept_s, give_back)
+        # At once would be too early: the request itself is still there.
+        kept_s = self._kept_s if _free_bytes() <= MOST_KEPT_BYTES else min(SOON_S, self._kept_s)
+        self._timer = threading.Timer(kept_s, give_back)
         self._timer.daemon = True
         self._timer.start()
+
+
+class _Mallinfo(ctypes.Structure):
+    """struct mallinfo2 (mallinfo(3))."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+def _free_bytes() -> int:
+    """What the C library has and nobody uses; 0 where it doesn't say."""
+    function: Any = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if function is None:
+        return 0
+    function.restype = _Mallinfo
+    return int(function().fordblks)
 
 
 def _call(name: str, *args: int) -> None:
