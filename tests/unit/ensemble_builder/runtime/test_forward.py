@@ -155,6 +155,7 @@ def test_the_same_network_input_as_monai(data: st.DataObject) -> None:
     transforms = Compose([Loaded("image"), EnsureChannelFirstd("image"), *chosen])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward, "SLAB_POINTS", data.draw(st.sampled_from([1, 300, 1_000_000])))
+        patch.setattr(forward, "SLAB_VOXELS", data.draw(st.sampled_from([1, 16_000_000])))
         try:
             expected, actual = both(transforms, request, CHANNELS if several else VOLUME)
         except forward.NotRecorded as reason:

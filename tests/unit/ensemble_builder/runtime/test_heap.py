@@ -11,7 +11,10 @@ import pytest
 _CODE = """
 import resource, sys, time
 import numpy as np
+from ensemble_builder.runtime import heap
 from ensemble_builder.runtime.heap import KeptMemory
+
+heap.MOST_KEPT_BYTES = int(sys.argv[2])
 
 def faults():
     def work():
@@ -33,9 +36,9 @@ print(first, second, kept, resident_mib())
 """
 
 
-def _run(kept_s: float) -> list[int]:
+def _run(kept_s: float, most_bytes: int = 512 << 20) -> list[int]:
     found = subprocess.run(
-        [sys.executable, "-c", _CODE, str(kept_s)],
+        [sys.executable, "-c", _CODE, str(kept_s), str(most_bytes)],
         capture_output=True,
         text=True,
         check=True,
@@ -59,4 +62,10 @@ def test_the_next_request_finds_its_memory_there():
 def test_an_idle_step_gives_it_back():
     """After the time that it is kept for."""
     _, _, kept, later = _run(kept_s=0.2)
+    assert kept - later > 48
+
+
+def test_what_is_unusually_much_goes_back_soon():
+    """However long the rest is kept."""
+    _, _, kept, later = _run(kept_s=60, most_bytes=32 << 20)
     assert kept - later > 48
