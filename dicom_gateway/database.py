@@ -343,7 +343,9 @@ def open_database(url: str, connections: int = CONNECTIONS) -> sa.Engine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, pool_pre_ping=True, pool_size=connections)
+    # A server may have gone and come back; a file hasn't.
+    asks_first = parsed.get_backend_name() != "sqlite"
+    engine = sa.create_engine(url, pool_pre_ping=asks_first, pool_size=connections)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin)

@@ -3,13 +3,13 @@
     python -m perf.busy            three pipelines, eight studies in flight, some minutes
     python -m perf.busy --quick    a smoke test
 
-Three pipelines on one tritonserver behind one gateway: lung_ct, thorax_ct, and a third one that
-is given (`--bundle`), or else generated with a UNet of a usual size. Each has its part of the
-studies in flight: for one that has its result the next one is sent, so that always as many as
-wanted have arrived and have no result yet; the window of the measurement is while that is so.
-Each network's own processor time is counted inside the inferers (`perf/counted.py`); everybody
-else's comes from the kernel's clocks. What remains of the cores is sender, destination, whatever
-else runs on this machine, and idle.
+Three pipelines on one tritonserver behind one gateway: lung_ct, whose network is small, and two
+of a usual size, given (`--bundle`) or else generated. A site has studies of all kinds: they are
+sent in turn, as many of each. For one that has its result the next one is sent, so that always
+as many as wanted have arrived and have no result yet; the window of the measurement is while
+that is so. Each network's own processor time is counted inside the inferers (`perf/counted.py`);
+everybody else's comes from the kernel's clocks. What remains of the cores is sender, destination,
+whatever else runs on this machine, and idle.
 
 Before, each pipeline has a study to itself: the processor time that a network takes for a study
 then, beside what it takes in the crowd, tells how much of "in the network" is waiting for cores.
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -47,6 +48,8 @@ from perf.workers import same_threads
 
 _PIPELINES = Path(__file__).resolve().parent.parent / "ensemble_builder" / "pipelines"
 WANTED_SHARE = 0.85
+_PIPELINES_AT_ONCE = 3
+_SENDERS = 2
 _LOOK_EVERY_S = 0.2
 _SEED = 20
 
@@ -160,29 +163,27 @@ def longest_window(looks: Sequence[Look], in_flight: int) -> tuple[Look, Look] |
 
 
 class Senders:
-    """For each pipeline somebody who sends the next study when there is room for one.
+    """Send the pipelines' studies in turn, each as soon as there is room for one.
 
     The studies are one that dcmtk gives new UIDs on the way: hundreds on the disk would have to
     be written by somebody.
     """
 
-    def __init__(self, running: Site, source: Path, quotas: Mapping[str, int]) -> None:
-        self._site, self._source = running, source
+    def __init__(self, running: Site, source: Path, titles: Sequence[str], in_flight: int) -> None:
+        self._site, self._source, self._wanted = running, source, in_flight
+        self._turns = itertools.cycle(titles)
         self._over = threading.Event()
         self._mutex = threading.Lock()
-        self._sent = dict.fromkeys(quotas, 0)
+        self._arrived = 0
         self._failed: list[str] = []
-        self._threads = [
-            threading.Thread(target=self._send, args=(title, quota), daemon=True)
-            for title, quota in quotas.items()
-        ]
-        self._before = sum(running.jobs_by_state().values())
+        self._threads = [threading.Thread(target=self._send, daemon=True) for _ in range(_SENDERS)]
+        self._before = running.jobs_by_state().get("delivered", 0)
 
     @property
     def arrived(self) -> int:
         """How many studies have been acknowledged."""
         with self._mutex:
-            return sum(self._sent.values())
+            return self._arrived
 
     def in_flight(self) -> int:
         """How many of them have no result."""
@@ -202,20 +203,19 @@ class Senders:
             msg = f"a study was not taken: {self._failed[0]}"
             raise RoadFailed(msg)
 
-    def _send(self, title: str, quota: int) -> None:
-        before = self._site.delivered(title)
+    def _send(self) -> None:
         while not self._over.wait(_LOOK_EVERY_S):
-            # One more than its part: while that one arrives, the others are in flight.
-            while self._sent[title] - (self._site.delivered(title) - before) <= quota:
+            # More than wanted: while one arrives, as many as wanted are in flight.
+            while self.in_flight() < self._wanted + _SENDERS and not self._over.is_set():
+                with self._mutex:
+                    title = next(self._turns)
                 try:
                     self._site.send_anew(self._source, title)
                 except subprocess.CalledProcessError as error:
                     self._failed.append(f"storescu ended with {error.returncode}")
                     return
                 with self._mutex:
-                    self._sent[title] += 1
-                if self._over.is_set():
-                    return
+                    self._arrived += 1
 
 
 class BusyWatch(Watch):
@@ -268,7 +268,7 @@ def busy(
 
     Args:
         plan: How much.
-        bundles: Of the pipelines beside lung_ct and thorax_ct; generated where none.
+        bundles: Of the pipelines beside lung_ct; generated where there are fewer than two.
         say: Hears how far it is.
 
     Raises:
@@ -279,10 +279,10 @@ def busy(
     same_threads()
     with tempfile.TemporaryDirectory(prefix="tritome-busy-") as place:
         folder = Path(place)
-        bundles = list(bundles) or [write_usual_bundle(folder / "usual_unet")]
-        names = write_repository(
-            folder / "repository", [_PIPELINES / "lung_ct", _PIPELINES / "thorax_ct", *bundles]
-        )
+        missing = range(len(bundles), _PIPELINES_AT_ONCE - 1)
+        generated = [write_usual_bundle(folder / f"usual_unet_{n}") for n in missing]
+        bundles = [_PIPELINES / "lung_ct", *bundles, *generated]
+        names = write_repository(folder / "repository", bundles)
         say("painting a chest")
         k, j, i = (mm / n for mm, n in zip(COVERED_MM, plan.shape_kji, strict=True))
         write_phantom_study(
@@ -324,10 +324,8 @@ def _alone(
 def _together(
     running: Site, study: Path, titles: Mapping[str, str], counts: Path, plan: Plan
 ) -> Shares:
-    each, more = divmod(plan.in_flight, len(titles))
-    quotas = {title: each + (n < more) for n, title in enumerate(titles)}
     with (
-        Senders(running, study, quotas) as senders,
+        Senders(running, study, list(titles), plan.in_flight) as senders,
         BusyWatch(running, counts, senders.in_flight) as watch,
     ):
         time.sleep(plan.seconds)
@@ -388,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--in-flight", type=int, help="studies (8)")
     parser.add_argument("--seconds", type=float, help="how long to send (150)")
     parser.add_argument("--workers", type=int, help="of the gateway (8)")
-    parser.add_argument("--bundle", type=Path, action="append", default=[], help="a third pipeline")
+    parser.add_argument("--bundle", type=Path, action="append", default=[], help="another pipeline")
     parser.add_argument("--out", type=Path, help="folder for busy.md and busy.json")
     chosen = parser.parse_args(arguments)
     plan = QUICK if chosen.quick else Plan()

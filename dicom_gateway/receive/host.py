@@ -21,7 +21,6 @@ import pydicom.config
 from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import (
     C_ECHO,
-    C_STORE,
     N_ACTION,
     N_EVENT_REPORT,
     DimseServiceType,
@@ -32,6 +31,7 @@ from dicom_gateway.config import ScpSettings
 from dicom_gateway.errors import DatabaseUnavailable, Refused
 from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.receive.admission import TEMPORARY_CONGESTION, Desk, knows
+from dicom_gateway.receive.commands import StoreCommand, StoreRequest, write_store_response
 from dicom_gateway.receive.commitment import Commitments, CommitmentTalk
 from dicom_gateway.receive.incoming import Incoming, Spool
 from dicom_gateway.receive.limits import LimitedAssociation
@@ -155,13 +155,13 @@ class AssociationHost:
     def serve(
         self,
         association: LimitedAssociation,
-        message: DimseServiceType,
+        message: DimseServiceType | StoreRequest,
         context: PresentationContext,
     ) -> bool:
         """Answers one message; False where it has no place here."""
+        if isinstance(message, StoreRequest):
+            return self._serve_store(association, message, context)
         request: Any = message
-        if isinstance(message, C_STORE):
-            return self._serve_store(association, request, context)
         if isinstance(message, C_ECHO):
             return _answer_echo(association, request, context)
         if context.abstract_syntax != STORAGE_COMMITMENT:
@@ -233,40 +233,27 @@ class AssociationHost:
         return True
 
     def _serve_store(
-        self, association: LimitedAssociation, request: Any, context: PresentationContext
+        self, association: LimitedAssociation, request: StoreRequest, context: PresentationContext
     ) -> bool:
         """Keeps one object and answers with the status, and why where it is refused.
 
         Source: PS3.4 B.2.3 and Table B.2-1, PS3.7 9.1.1 and C.
         """
-        incoming: Incoming = request.incoming
         try:
-            if (
-                request.MessageID is None
-                or request.AffectedSOPClassUID is None
-                or request.AffectedSOPInstanceUID is None
-                or context.abstract_syntax in (VERIFICATION, STORAGE_COMMITMENT)
-            ):
+            if context.abstract_syntax in _WITHOUT_OBJECTS:
                 return False
-            status, comment = self._store(association, request, context, incoming)
+            status, comment = self._store(association, request.command, context, request.incoming)
         finally:
-            incoming.close()
-        answer: Any = C_STORE()
-        answer.MessageID = request.MessageID
-        answer.MessageIDBeingRespondedTo = request.MessageID
-        answer.AffectedSOPInstanceUID = request.AffectedSOPInstanceUID
-        answer.AffectedSOPClassUID = request.AffectedSOPClassUID
-        answer.Status = status
-        if comment:
-            answer.ErrorComment = _short(comment)
+            request.incoming.close()
+        answer = write_store_response(request.command, status, _short(comment))
         if association.is_established:
-            association.answer(answer, context)
+            association.answer_encoded(answer, context)
         return True
 
     def _store(
         self,
         association: LimitedAssociation,
-        request: Any,
+        command: StoreCommand,
         context: PresentationContext,
         incoming: Incoming,
     ) -> tuple[int, str]:
@@ -286,8 +273,8 @@ class AssociationHost:
             instance = self._keep(
                 Arrival(
                     encoded_dataset=incoming.content(),
-                    sop_class_uid=str(request.AffectedSOPClassUID),
-                    sop_instance_uid=str(request.AffectedSOPInstanceUID),
+                    sop_class_uid=command.sop_class_uid,
+                    sop_instance_uid=command.sop_instance_uid,
                     transfer_syntax_uid=str(context.transfer_syntax[0]),
                     calling_ae_title=calling,
                     called_ae_title=called,

@@ -2,15 +2,23 @@
 
 pynetdicom itself has no such limits: a stranger could announce a PDU of 4 GiB and have it
 all held in memory, or keep a TLS handshake open for ever. Here are its association, its
-socket and its message assembly with limits around them. What goes in and out otherwise is
-pynetdicom's. Nothing survives a crash.
+socket and its message assembly with limits around them. Also, it asks its socket and queues
+a thousand times a second whether there is something to do; here it waits until there is
+(`waiting.py`), and what makes up nearly all traffic, data on an established association, goes
+by without becoming its objects. What goes in and out otherwise is pynetdicom's: negotiation,
+release, abort, and its state machine (PS3.8 9.2). Nothing survives a crash.
 """
 
 from __future__ import annotations
 
+import queue
+import select
 import socket
 import ssl
+import struct
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
@@ -19,15 +27,18 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import DimseServiceType
 from pynetdicom.dul import DULServiceProvider
-from pynetdicom.pdu_primitives import A_P_ABORT
+from pynetdicom.pdu import P_DATA_TF
+from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from dicom_gateway.config import ScpSettings
 from dicom_gateway.observe.logging import get_logger
+from dicom_gateway.receive.commands import StoreRequest
 from dicom_gateway.receive.incoming import Spool
 from dicom_gateway.receive.listener import Connection
 from dicom_gateway.receive.messages import LimitedDimse
+from dicom_gateway.receive.waiting import LOOK_AROUND_EVERY_S, Bell, TellingQueue
 from dicom_gateway.tls import PeerCertificate, peer_certificate
 
 REQUEST_LIMIT_BYTES = 64 * 1024
@@ -38,10 +49,15 @@ _FRAGMENTS_LIMIT = 512
 """Presentation data values in one PDU; real peers send one or two."""
 _ITEMS_LIMIT = 2048
 """Items and sub-items in one A-ASSOCIATE-RQ: 128 contexts with 15 transfer syntaxes each."""
-_WAITING_MESSAGES = 2
-"""We don't negotiate asynchronous operations, so a peer has one under way (PS3.7 D.3.3.3)."""
 _CHUNK_BYTES = 256 * 1024
 _ASSOCIATE_RQ, _P_DATA_TF = 1, 4
+_PDU_HEAD_BYTES = 6
+_FRAGMENT_HEAD_BYTES = 6
+"""Of a presentation data value: length, context, message control header."""
+_ABORT = bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, 0))
+"""A-ABORT by the service provider, without a reason (PS3.8 9.3.8)."""
+_DATA_TRANSFER, _AWAITING_CLOSE = "Sta6", "Sta13"
+"""PS3.8 Table 9-10: states of the upper layer's machine."""
 
 _log = get_logger(room="receive")
 
@@ -58,7 +74,7 @@ class Host(Protocol):
     def serve(
         self,
         association: LimitedAssociation,
-        message: DimseServiceType,
+        message: DimseServiceType | StoreRequest,
         context: PresentationContext,
     ) -> bool:
         """Answers one message; False where it has no place here."""
@@ -79,6 +95,7 @@ class LimitedAssociation(Association):
         certificate: What the peer has shown in the TLS handshake.
         is_admitted: From then on it may send data, and more at once.
         deadline_s: Until then the peer must have said what it wants.
+        messages: Where its fragments become messages.
     """
 
     def __init__(self, entity: AE, host: Host, connection: Connection) -> None:
@@ -92,16 +109,19 @@ class LimitedAssociation(Association):
         self.is_admitted = False
         self.deadline_s = connection.accepted_at_s + host.settings.handshake_timeout_s
         self.name = f"association-{self.association_id}"
-        self.dul = _LimitedDul(self)
+        self.dul = reader = _LimitedDul(self)
         self.acse_timeout, self.network_timeout = entity.acse_timeout, entity.network_timeout
-        self._messages = LimitedDimse(
+        self.messages = LimitedDimse(
             self,
             connection.association_id,
             instance_limit_bytes=host.settings.max_instance_bytes,
             spool=host.spool,
             between_messages=partial(host.between_messages, self),
+            room_made=reader.bell.ring,
         )
-        self.dimse = self._messages
+        self.dimse = self.messages
+        # Release and abort come by another queue than messages.
+        reader.to_user_queue = TellingQueue(self.messages.look_around)
         self.acceptor.maximum_length = entity.maximum_pdu_size
         self.acceptor.ae_title = entity.ae_title
         self.acceptor.implementation_class_uid = entity.implementation_class_uid
@@ -127,7 +147,7 @@ class LimitedAssociation(Association):
             if self.dul.socket is not None:
                 self.dul.socket._shutdown_socket()
             self.connection.socket.close()
-            self._messages.close()
+            self.messages.close()
             self.host.closed(self)
 
     def _open(self) -> socket.socket | None:
@@ -161,7 +181,23 @@ class LimitedAssociation(Association):
         if context.context_id is not None and self.is_established:
             self.dimse.send_msg(response, context.context_id)
 
-    def _serve_request(self, msg: DimseServiceType, context_id: int) -> None:
+    def answer_encoded(self, command: bytes, context: PresentationContext) -> None:
+        """Sends a command without a data set, encoded already, in an accepted context.
+
+        Source: PS3.8 Annex E.2: in fragments where the peer takes only short PDUs.
+        """
+        assert context.context_id is not None
+        longest = self.dimse.maximum_pdu_size  # 0: whatever length
+        step = longest - _FRAGMENT_HEAD_BYTES if longest else len(command)
+        step = max(1, step)
+        for start in range(0, len(command), step):
+            fragment = command[start : start + step]
+            control = b"\3" if start + step >= len(command) else b"\1"
+            piece = P_DATA()
+            piece.presentation_data_value_list.append((context.context_id, control + fragment))
+            self.dul.send_pdu(piece)
+
+    def _serve_request(self, msg: DimseServiceType | StoreRequest, context_id: int) -> None:
         """Serves a message by the context it comes in, not by a list of known SOP classes.
 
         So private classes are stored as well; what may be stored was settled when the
@@ -182,19 +218,103 @@ class LimitedAssociation(Association):
 class _LimitedDul(DULServiceProvider):
     """Reads and sends PDUs; what makes pynetdicom stumble ends the association, not the thread."""
 
+    def __init__(self, association: LimitedAssociation) -> None:
+        super().__init__(association)
+        self.bell = Bell()
+        self.to_provider_queue = TellingQueue(self.bell.ring)
+
     def run_reactor(self) -> None:
         """The reader's thread."""
+        association = self.assoc
+        assert isinstance(association, LimitedAssociation)
         try:
-            super().run_reactor()
+            with self.bell.hung_up():
+                self._idle_timer.start()
+                association._dul_ready.set()
+                while not self._kill_thread:
+                    self._turn()
         except Exception as error:  # noqa: BLE001 - outermost edge of pynetdicom's reader thread
-            association = self.assoc
-            assert isinstance(association, LimitedAssociation)
             _tell_nonsense(association, error)
+            if isinstance(self.socket, _LimitedSocket):
+                self.socket.send(_ABORT)
+                self.socket._shutdown_socket()
             association.is_aborted, association.is_established = True, False
             # Wakes whoever waits for a request (PS3.8 7.4: A-P-ABORT indication).
             self.to_user_queue.put(A_P_ABORT())
-            if self.socket is not None:
-                self.socket._shutdown_socket()
+
+    def _turn(self) -> None:
+        """One event of the state machine, or a moment of waiting for one (PS3.8 9.2)."""
+        if self.artim_timer.expired:
+            self.event_queue.put("Evt18")
+        if not self._process_recv_primitive() and self._is_transport_event():
+            self._idle_timer.restart()
+        with suppress(queue.Empty):
+            self.state_machine.do_action(self.event_queue.get(block=False))
+
+    def kill_dul(self) -> None:
+        """Ends the reader's thread."""
+        super().kill_dul()
+        self.bell.ring()
+
+    def stop_dul(self) -> bool:
+        """Ends the reader's thread where the connection is closed; False where it isn't."""
+        if self.state_machine.current_state != "Sta1":
+            return False
+        self.kill_dul()
+        self.join()
+        return True
+
+    def send_pdu(self, primitive: Any) -> None:
+        """Sends at once what can be sent at once, data; leaves the rest to the reader's thread.
+
+        Source: PS3.8 Table 9-7, DT-1.
+        """
+        connection = self.socket
+        if (
+            isinstance(primitive, P_DATA)
+            and self.state_machine.current_state == _DATA_TRANSFER
+            and self.to_provider_queue.empty()
+            and isinstance(connection, _LimitedSocket)
+            and connection.takes_both_ways
+        ):
+            connection.send(P_DATA_TF(primitive).encode())
+        else:
+            super().send_pdu(primitive)
+
+    def _is_transport_event(self) -> bool:
+        """Waits for bytes of the peer, for a moment, and reads a PDU; False where none came."""
+        if self.state_machine.current_state == _AWAITING_CLOSE:
+            return super()._is_transport_event()
+        if not self.event_queue.empty():
+            return False  # first what has happened already
+        connection = self.socket
+        if not isinstance(connection, _LimitedSocket):
+            self.bell.wait()
+            return False
+        if not connection.wait(self.bell):
+            return False
+        self._read_pdu_data()
+        return True
+
+    def _read_pdu_data(self) -> None:
+        """Reads one PDU; of data, the fragments go on at once (PS3.8 9.3.5, DT-2)."""
+        connection = self.socket
+        if self.state_machine.current_state != _DATA_TRANSFER or not isinstance(
+            connection, _LimitedSocket
+        ):
+            super()._read_pdu_data()
+            return
+        try:
+            body = connection.recv_data()
+        except OSError:
+            self.event_queue.put("Evt17")  # the connection is lost
+            return
+        if body is None:
+            super()._read_pdu_data()  # of another kind
+            return
+        association = self.assoc
+        assert isinstance(association, LimitedAssociation)
+        association.messages.take_all(_data_values(body))
 
 
 class _LimitedSocket(AssociationSocket):
@@ -203,18 +323,71 @@ class _LimitedSocket(AssociationSocket):
     def __init__(self, association: LimitedAssociation, connection: socket.socket) -> None:
         super().__init__(association, client_socket=connection)
         self._pdu_type = 0
+        self._read_ahead = b""
+        self._sending = threading.Lock()
+
+    @property
+    def takes_both_ways(self) -> bool:
+        """Whether one thread may send while another reads: not so through TLS."""
+        return not isinstance(self.socket, ssl.SSLSocket)
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to read, and room for it.
+        """Whether there is something to read, and room for it; says so at once."""
+        return self._is_readable(None, 0.0)
 
-        A peer that sends faster than we can keep waits for us, not in our memory.
+    def wait(self, bell: Bell) -> bool:
+        """Waits until there is something to read, and room for it, or until the bell rings.
+
+        Returns:
+            Whether there is something to read, and room for it.
         """
+        return self._is_readable(bell, LOOK_AROUND_EVERY_S)
+
+    def _is_readable(self, bell: Bell | None, timeout_s: float) -> bool:
         association = self.assoc
         assert isinstance(association, LimitedAssociation)
-        if association.dimse.msg_queue.qsize() >= _WAITING_MESSAGES:
+        connection = self.socket
+        # A peer that sends faster than we can keep waits for us, not in our memory.
+        has_room = association.messages.has_room
+        if connection is None or not has_room:
+            if bell is not None:
+                bell.wait(timeout_s)
             return False
-        return bool(super().ready)
+        if isinstance(connection, ssl.SSLSocket) and connection.pending():
+            return True
+        poll = select.poll()
+        try:
+            poll.register(connection, select.POLLIN)
+            if bell is not None:
+                bell.register(poll)
+            found = dict(poll.poll(timeout_s * 1000.0))
+        except (OSError, ValueError):  # closed meanwhile
+            self.event_queue.put("Evt17")
+            return False
+        if bell is not None:
+            bell.heard()
+        return connection.fileno() in found
+
+    def recv_data(self) -> bytearray | None:
+        """Reads a P-DATA-TF PDU and gives what follows its head; None where it is another PDU.
+
+        Of another PDU the head is kept for the `recv` that comes next.
+
+        Raises:
+            OSError: as `recv`; or the peer closed in the middle of it.
+
+        Source: PS3.8 9.3.1, 9.3.5.
+        """
+        head = self.recv(_PDU_HEAD_BYTES)
+        if len(head) != _PDU_HEAD_BYTES or head[0] != _P_DATA_TF:
+            self._read_ahead = bytes(head)
+            return None
+        length = int.from_bytes(head[2:], "big")
+        body = self.recv(length)
+        if len(body) != length:
+            raise ConnectionResetError
+        return body
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Reads `nr_bytes`, or fewer when the peer closes.
@@ -223,6 +396,9 @@ class _LimitedSocket(AssociationSocket):
             OSError: the peer announced too much or took too long; pynetdicom then treats
                 the connection as lost.
         """
+        if self._read_ahead:
+            ahead, self._read_ahead = bytearray(self._read_ahead), b""
+            return ahead
         association = self.assoc
         assert isinstance(association, LimitedAssociation)
         assert self.socket is not None
@@ -249,7 +425,7 @@ class _LimitedSocket(AssociationSocket):
         # For what we send: a peer that reads nothing must not hold the thread for ever.
         self.socket.settimeout(settings.idle_timeout_s)
         # pynetdicom reads a PDU in two steps: its type and length (PS3.8 9.3.1), the rest.
-        if self._pdu_type == 0 and len(received) == 6:
+        if self._pdu_type == 0 and len(received) == _PDU_HEAD_BYTES:
             self._pdu_type = received[0] if any(received[2:]) else 0
         else:
             pdu_type, self._pdu_type = self._pdu_type, 0
@@ -257,9 +433,16 @@ class _LimitedSocket(AssociationSocket):
         return received
 
     def send(self, bytestream: bytes) -> None:
-        """Sends a PDU; a peer that has gone makes no difference."""
-        if self.socket is not None:
-            super().send(bytestream)
+        """Sends a PDU; a peer that has gone makes no difference here, the reader hears of it."""
+        connection = self.socket
+        if connection is None:
+            return
+        with self._sending:
+            try:
+                connection.sendall(bytestream)
+            except OSError:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def _shutdown_socket(self) -> None:
         """Closes the socket also where the peer has closed it first (else it would leak)."""
@@ -267,6 +450,26 @@ class _LimitedSocket(AssociationSocket):
             with suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
             self.socket.close()
+
+
+def _data_values(body: bytearray) -> Iterator[tuple[int, memoryview]]:
+    """Context and fragment of each presentation data value of a P-DATA-TF PDU.
+
+    Raises:
+        struct.error, ValueError: it isn't made of them.
+
+    Source: PS3.8 9.3.5, Table 9-23.
+    """
+    view = memoryview(body)
+    place = 0
+    while place < len(body):
+        length, context_id = struct.unpack_from(">IB", body, place)
+        place += 4
+        if not 1 <= length <= len(body) - place:
+            msg = "a presentation data value that is longer than its PDU"
+            raise ValueError(msg)
+        yield context_id, view[place + 1 : place + length]
+        place += length
 
 
 def _tell_nonsense(association: LimitedAssociation, error: Exception) -> None:
