@@ -29,7 +29,7 @@ class Arrival:
         study_instance_uid: Of the study it was announced to belong to, where it was.
     """
 
-    encoded_dataset: bytes | mmap.mmap
+    encoded_dataset: bytes | bytearray | mmap.mmap
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str

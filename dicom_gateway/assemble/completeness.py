@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from dicom_gateway.assemble import counts
@@ -123,14 +124,13 @@ def gather(series: Series, read: Callable[[Path], Header] = read_header) -> Posi
         if header.number_of_frames > 1:
             frames += header.number_of_frames
             continue
-        if not is_position(header.position_lps_mm) or not is_orientation(header.orientation):
+        normal = _normal(header.orientation)
+        if normal is None or not is_position(header.position_lps_mm):
             continue
         assert header.position_lps_mm is not None
-        assert header.orientation is not None
         placed += 1
-        normal = normal_of(header.orientation)
-        key = tuple(round(float(cosine), 2) + 0.0 for cosine in normal)
-        along = sum(p * float(n) for p, n in zip(header.position_lps_mm, normal, strict=True))
+        key = tuple(round(cosine, 2) + 0.0 for cosine in normal)
+        along = sum(p * n for p, n in zip(header.position_lps_mm, normal, strict=True))
         stacks.setdefault(key, []).append(along)
     places = [_places(stack) for stack in stacks.values()]
     return Positions(
@@ -140,6 +140,15 @@ def gather(series: Series, read: Callable[[Path], Header] = read_header) -> Posi
         frames=frames,
         expected=counts.expected(stated, [count for stack in places for _, count in stack]),
     )
+
+
+@lru_cache(maxsize=1024)
+def _normal(orientation: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """Unit normal of a plane that is one; asked for again and again, of few planes."""
+    if not is_orientation(orientation):
+        return None
+    assert orientation is not None
+    return tuple(float(cosine) for cosine in normal_of(orientation))
 
 
 def judge(evidence: Evidence, settings: CompletenessSettings) -> Verdict:

@@ -17,9 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pydicom.dataset import Dataset
-
-from dicom_gateway.assemble.elements import integer, text
+from dicom_gateway.assemble.elements import Elements, integer, text
 
 KEYWORDS = (
     "AcquisitionNumber",
@@ -78,7 +76,7 @@ class Expected:
         return f"{self.have} of {self.count} that {self.source} states"
 
 
-def of_instance(ds: Dataset) -> Counts:
+def of_instance(ds: Elements) -> Counts:
     """The counting elements of a data set."""
     return Counts(
         acquisition_number=integer(ds, "AcquisitionNumber"),
@@ -163,6 +161,6 @@ def _times(counts: Sequence[Counts], at_each_position: list[int]) -> list[Expect
     return []
 
 
-def _count(ds: Dataset, keyword: str) -> int | None:
+def _count(ds: Elements, keyword: str) -> int | None:
     value = integer(ds, keyword)
     return value if value is not None and 0 < value <= LARGEST else None

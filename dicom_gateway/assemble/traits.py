@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from pydicom.dataset import Dataset
 
-from dicom_gateway.assemble.elements import integer, numbers, text, values_of
+from dicom_gateway.assemble.elements import Elements, integer, numbers, text, values_of
 
 Trait: TypeAlias = float | str
 Traits: TypeAlias = tuple[tuple[str, Trait], ...]
@@ -65,7 +65,7 @@ _FRAME_TYPES = (
 )
 
 
-def of_instance(ds: Dataset) -> Traits:
+def of_instance(ds: Elements) -> Traits:
     """Of a single-frame instance, from its own attributes."""
     return _present(
         (
@@ -140,17 +140,17 @@ def _item(groups: Iterable[Dataset], *keywords: str) -> Dataset:
     return Dataset()
 
 
-def _number(ds: Dataset, keyword: str) -> float | None:
+def _number(ds: Elements, keyword: str) -> float | None:
     found = numbers(ds, keyword, 1)
     return None if found is None else found[0]
 
 
-def _direction(ds: Dataset) -> str | None:
+def _direction(ds: Elements) -> str | None:
     found = numbers(ds, "DiffusionGradientOrientation", 3)
     return None if found is None else ",".join(f"{value:.3f}" for value in found)
 
 
-def _moment(ds: Dataset, what: str) -> str | None:
+def _moment(ds: Elements, what: str) -> str | None:
     """As text that sorts: some writers have date and time, some only the time."""
     whole = text(ds, f"{what}DateTime")
     time = text(ds, f"{what}Time")

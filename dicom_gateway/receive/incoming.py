@@ -80,10 +80,10 @@ class Incoming:
         if self.no_room:
             self.close()
 
-    def content(self) -> bytes | mmap.mmap:
-        """All of it; a large one is gone after `close`."""
+    def content(self) -> bytearray | mmap.mmap:
+        """All of it, when the last piece has come; a large one is gone after `close`."""
         if self._file is None:
-            return bytes(self._memory)
+            return self._memory
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._map
 

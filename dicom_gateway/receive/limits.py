@@ -324,6 +324,7 @@ class _LimitedSocket(AssociationSocket):
         super().__init__(association, client_socket=connection)
         self._pdu_type = 0
         self._read_ahead = b""
+        self._buffer = bytearray()
         self._sending = threading.Lock()
 
     @property
@@ -369,10 +370,11 @@ class _LimitedSocket(AssociationSocket):
             bell.heard()
         return connection.fileno() in found
 
-    def recv_data(self) -> bytearray | None:
+    def recv_data(self) -> memoryview | None:
         """Reads a P-DATA-TF PDU and gives what follows its head; None where it is another PDU.
 
-        Of another PDU the head is kept for the `recv` that comes next.
+        Good until the next one is read. Of another PDU the head is kept for the `recv` that
+        comes next.
 
         Raises:
             OSError: as `recv`; or the peer closed in the middle of it.
@@ -384,9 +386,13 @@ class _LimitedSocket(AssociationSocket):
             self._read_ahead = bytes(head)
             return None
         length = int.from_bytes(head[2:], "big")
-        body = self.recv(length)
-        if len(body) != length:
+        deadline_s = self._deadline_s(length)
+        if len(self._buffer) < length:
+            self._buffer = bytearray(length)
+        body = memoryview(self._buffer)[:length]
+        if self._fill(body, deadline_s) != length:
             raise ConnectionResetError
+        self._read_pdu(body)
         return body
 
     def recv(self, nr_bytes: int) -> bytearray:
@@ -399,9 +405,26 @@ class _LimitedSocket(AssociationSocket):
         if self._read_ahead:
             ahead, self._read_ahead = bytearray(self._read_ahead), b""
             return ahead
+        deadline_s = self._deadline_s(nr_bytes)
+        received = bytearray()
+        while len(received) < nr_bytes:
+            # Grown as bytes come, not by what was announced.
+            piece = bytearray(min(_CHUNK_BYTES, nr_bytes - len(received)))
+            came = self._fill(memoryview(piece), deadline_s)
+            received += memoryview(piece)[:came]
+            if came < len(piece):
+                break
+        self._read_pdu(received)
+        return received
+
+    def _deadline_s(self, nr_bytes: int) -> float:
+        """Until when so many bytes must have come.
+
+        Raises:
+            OSError: they are too many.
+        """
         association = self.assoc
         assert isinstance(association, LimitedAssociation)
-        assert self.socket is not None
         settings = association.host.settings
         if association.is_admitted:
             limit_bytes = max(PDU_LIMIT_BYTES, settings.max_pdu_bytes + 1024)
@@ -411,26 +434,40 @@ class _LimitedSocket(AssociationSocket):
             deadline_s = association.deadline_s
         if nr_bytes > limit_bytes:
             _refuse_pdu(association, "too long a PDU", nr_bytes)
-        # Grown as bytes come, not by what was announced.
-        received = bytearray()
-        while len(received) < nr_bytes:
+        return deadline_s
+
+    def _fill(self, place: memoryview, deadline_s: float) -> int:
+        """Reads until `place` is full; gives how many bytes came, fewer where the peer closed.
+
+        Raises:
+            OSError: it took too long, or the connection is lost.
+        """
+        association, connection = self.assoc, self.socket
+        assert isinstance(association, LimitedAssociation)
+        assert connection is not None
+        came = 0
+        while came < len(place):
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError
-            self.socket.settimeout(left_s)
-            piece = self.socket.recv(min(_CHUNK_BYTES, nr_bytes - len(received)))
-            if not piece:
+            connection.settimeout(left_s)
+            count = connection.recv_into(place[came:])
+            if not count:
                 break
-            received += piece
+            came += count
         # For what we send: a peer that reads nothing must not hold the thread for ever.
-        self.socket.settimeout(settings.idle_timeout_s)
-        # pynetdicom reads a PDU in two steps: its type and length (PS3.8 9.3.1), the rest.
+        connection.settimeout(association.host.settings.idle_timeout_s)
+        return came
+
+    def _read_pdu(self, received: bytearray | memoryview) -> None:
+        """Notes what was read: a PDU comes in two steps, its head (PS3.8 9.3.1), then the rest."""
         if self._pdu_type == 0 and len(received) == _PDU_HEAD_BYTES:
             self._pdu_type = received[0] if any(received[2:]) else 0
         else:
+            association = self.assoc
+            assert isinstance(association, LimitedAssociation)
             pdu_type, self._pdu_type = self._pdu_type, 0
             _check_pieces(association, pdu_type, received)
-        return received
 
     def send(self, bytestream: bytes) -> None:
         """Sends a PDU; a peer that has gone makes no difference here, the reader hears of it."""
@@ -452,7 +489,7 @@ class _LimitedSocket(AssociationSocket):
             self.socket.close()
 
 
-def _data_values(body: bytearray) -> Iterator[tuple[int, memoryview]]:
+def _data_values(body: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Context and fragment of each presentation data value of a P-DATA-TF PDU.
 
     Raises:
@@ -460,7 +497,6 @@ def _data_values(body: bytearray) -> Iterator[tuple[int, memoryview]]:
 
     Source: PS3.8 9.3.5, Table 9-23.
     """
-    view = memoryview(body)
     place = 0
     while place < len(body):
         length, context_id = struct.unpack_from(">IB", body, place)
@@ -468,7 +504,7 @@ def _data_values(body: bytearray) -> Iterator[tuple[int, memoryview]]:
         if not 1 <= length <= len(body) - place:
             msg = "a presentation data value that is longer than its PDU"
             raise ValueError(msg)
-        yield context_id, view[place + 1 : place + length]
+        yield context_id, body[place + 1 : place + length]
         place += length
 
 
@@ -482,7 +518,9 @@ def _tell_nonsense(association: LimitedAssociation, error: Exception) -> None:
     )
 
 
-def _check_pieces(association: LimitedAssociation, pdu_type: int, body: bytearray) -> None:
+def _check_pieces(
+    association: LimitedAssociation, pdu_type: int, body: bytearray | memoryview
+) -> None:
     """Refuses a PDU of so many tiny pieces that each byte of it would become an object.
 
     Source: PS3.8 9.3.2 (A-ASSOCIATE-RQ: items), 9.3.5 (P-DATA-TF: presentation data values).
@@ -500,7 +538,7 @@ def _check_pieces(association: LimitedAssociation, pdu_type: int, body: bytearra
             _refuse_pdu(association, "an association request of too many items", pieces)
 
 
-def _count_items(body: bytearray, place: int, end: int) -> int:
+def _count_items(body: bytearray | memoryview, place: int, end: int) -> int:
     """Items from `place` on, and those inside presentation contexts and user information."""
     count = 0
     while place + 4 <= end and count <= _ITEMS_LIMIT:

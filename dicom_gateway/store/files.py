@@ -26,7 +26,7 @@ INCOMING = "incoming"
 UNFINISHED_IN = (INCOMING, "results", "contracts")
 """Folders of the store in which a killed process leaves `*.part` files."""
 
-Buffer: TypeAlias = bytes | mmap.mmap
+Buffer: TypeAlias = bytes | bytearray | mmap.mmap
 
 _CHUNK_BYTES = 8 << 20
 
@@ -137,6 +137,9 @@ class DurableFolder:
     def reusing(self, relative: Path) -> Iterator[bool]:
         """While it lasts, no other process takes this file back; False where there is none."""
         target = self.folder / relative
+        if not target.exists():  # nearly always, and cheaper than a lock
+            yield False
+            return
         with ExitStack() as held:
             # Where it can't be locked, nobody can take it back either.
             with suppress(OSError):

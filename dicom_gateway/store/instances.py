@@ -37,6 +37,7 @@ from dicom_gateway.store.notes import Notes
 from dicom_gateway.store.rows import Kept, as_instance, write_rows
 
 _TRIES = 5
+_SESSIONS_REMEMBERED = 4096
 
 
 class InstanceStore:
@@ -63,6 +64,8 @@ class InstanceStore:
         self._notes = Notes(self._folder)
         self._commits = GroupCommit(engine)
         self._clock = Clock()
+        # Association, series and called AE title: committed, so not to be written again.
+        self._sessions: set[tuple[str, str, str]] = set()
         self._log = get_logger(room="store")
 
     def clean(self) -> int:
@@ -168,7 +171,9 @@ class InstanceStore:
         """Writes the rows; `in_file` is what the file says about how it came."""
 
         def work(connection: sa.Connection) -> Kept:
-            kept = write_rows(connection, values, arrival)
+            kept = write_rows(
+                connection, values, arrival, association_known=session in self._sessions
+            )
             self._notes.write(connection, kept, arrival, note, in_file)
             # From here on nobody else can remove its rows; whoever did so before took the
             # file with them (`retention.py`).
@@ -187,15 +192,22 @@ class InstanceStore:
                 )
             return kept
 
+        session = (arrival.association_id, values["series_instance_uid"], arrival.called_ae_title)
         try:
-            return self._commits.run(work)
+            kept = self._commits.run(work)
         except DatabaseUnavailable as error:
             if is_full(error):
                 msg = "the index can't grow: its disk is full; free some space"
                 raise OutOfResources(msg) from error
             raise
+        if len(self._sessions) >= _SESSIONS_REMEMBERED:
+            self._sessions.clear()
+        self._sessions.add(session)
+        return kept
 
     def _tell(self, kept: Kept, arrival: Arrival) -> None:
+        if not (kept.conflicts or kept.replaces or kept.reopens):
+            return
         log = self._log.bind(
             sop_instance_uid=kept.row.sop_instance_uid,
             series_instance_uid=kept.row.series_instance_uid,

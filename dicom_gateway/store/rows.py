@@ -34,7 +34,13 @@ from dicom_gateway.records import Arrival, Instance, JobState, SeriesState
 # Built once: writing such a statement anew costs more than running it.
 _HOLD_UID = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:held, 0))")
 _SERIES = (
-    sa.select(series.c.state, series.c.renewable)
+    sa.select(
+        series.c.state,
+        series.c.renewable,
+        series.c.calling_ae_title,
+        series.c.released_at_s,
+        (now_s() - series.c.last_arrival_at_s).label("quiet_s"),
+    )
     .where(
         series.c.series_instance_uid == sa.bindparam("uid"),
         series.c.called_ae_title == sa.bindparam("title"),
@@ -70,6 +76,8 @@ _NEW_ASSOCIATION = {
 }
 """By dialect."""
 
+_AS_GOOD_AS_NOW_S = 0.05
+"""Whoever waits for silence waits for seconds."""
 _NOTHING_CAME_OF_IT = frozenset((JobState.FAILED.value, JobState.CANCELLED.value))
 
 
@@ -98,13 +106,21 @@ class Kept:
     other: sa.Row[Any] | None
 
 
-def write_rows(connection: sa.Connection, values: dict[str, Any], arrival: Arrival) -> Kept:
+def write_rows(
+    connection: sa.Connection,
+    values: dict[str, Any],
+    arrival: Arrival,
+    *,
+    association_known: bool = False,
+) -> Kept:
     """Writes the rows of one arrival, in the caller's transaction.
 
     Args:
         connection: Inside `transaction(engine)`.
         values: The object's row of `instances`, without the time.
         arrival: Who sent it to whom.
+        association_known: Its association has brought something of this series before, and
+            has not ended.
 
     Raises:
         sqlalchemy.exc.IntegrityError: another thread wrote the same row first; try again.
@@ -161,14 +177,15 @@ def write_rows(connection: sa.Connection, values: dict[str, Any], arrival: Arriv
         connection.execute(
             arrivals.update().where(_is_arrival(known.id, arrival)).values(conflicts=conflicts)
         )
-    connection.execute(
-        _NEW_ASSOCIATION[connection.dialect.name],
-        {
-            "association_id": arrival.association_id,
-            "series_instance_uid": known.series_instance_uid,
-            "called_ae_title": title,
-        },
-    )
+    if received is None or not association_known:
+        connection.execute(
+            _NEW_ASSOCIATION[connection.dialect.name],
+            {
+                "association_id": arrival.association_id,
+                "series_instance_uid": known.series_instance_uid,
+                "called_ae_title": title,
+            },
+        )
     if conflicts and came_before is None:
         _tell_jobs(connection, known, arrival)
     # What is sent again unchanged, or is set apart, is no news about a decided series. An
@@ -176,7 +193,9 @@ def write_rows(connection: sa.Connection, values: dict[str, Any], arrival: Arriv
     reopens = state is SeriesState.IGNORED or (
         state is SeriesState.DECIDED and not conflicts and (came_before is None or replaces)
     )
-    touched = _touch_series(connection, known, arrival, state, reopens=reopens, renewable=renewable)
+    touched = (received is not None and _was_just_touched(received, arrival)) or _touch_series(
+        connection, known, arrival, state, reopens=reopens, renewable=renewable
+    )
     return Kept(
         known,
         conflicts=conflicts,
@@ -236,6 +255,16 @@ def _nothing_came_of(connection: sa.Connection, instance: sa.Row[Any], arrival: 
     ):
         newest[pipeline] = state
     return bool(newest) and _NOTHING_CAME_OF_IT.issuperset(newest.values())
+
+
+def _was_just_touched(received: sa.Row[Any], arrival: Arrival) -> bool:
+    """Whether its row says already what it would be told: so of most slices of a series."""
+    return bool(
+        received.state == SeriesState.RECEIVING.value
+        and received.released_at_s is None
+        and received.calling_ae_title == arrival.calling_ae_title
+        and 0.0 <= received.quiet_s < _AS_GOOD_AS_NOW_S
+    )
 
 
 def _touch_series(
