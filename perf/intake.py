@@ -260,7 +260,8 @@ def take_turns(instances: int, rounds: int, processes: int) -> Durations:
                     os.sync()
                     if number:  # the first warms up
                         found[peer.name][associations].append(took_s)
-                shutil.rmtree(series)
+                # Not removed before the end: ext4 looks for inodes past those just freed, which
+                # would cost whoever writes next.
                 print(f"intake: round {number} of {rounds}, {associations} association(s)")
         for peer in peers:
             if peer.count() != sent[peer.name]:

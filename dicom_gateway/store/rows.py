@@ -61,6 +61,20 @@ _UNDER_THIS_UID = (
     .where(instances.c.sop_instance_uid == sa.bindparam("uid"))
 )
 _NEW_INSTANCE = instances.insert().values(received_at_s=now_s()).returning(*instances.c)
+_WRITTEN = [column for column in instances.c if column.name not in ("id", "received_at_s")]
+_NEW_INSTANCE_UNDER_A_NEW_UID = (
+    instances.insert()
+    .from_select(
+        [*_WRITTEN, instances.c.received_at_s],
+        sa.select(
+            *(sa.bindparam(column.name, type_=column.type) for column in _WRITTEN), now_s()
+        ).where(
+            ~sa.exists().where(instances.c.sop_instance_uid == sa.bindparam("sop_instance_uid"))
+        ),
+    )
+    .returning(*instances.c)
+)
+"""Gives no row where there is anything under its SOP Instance UID."""
 _NEW_ARRIVAL = arrivals.insert().values(received_at_s=now_s())
 _STILL_RECEIVING = (
     series.update()
@@ -136,13 +150,17 @@ def write_rows(
         _SERIES, {"uid": values["series_instance_uid"], "title": title}
     ).one_or_none()
     state = None if received is None else SeriesState(received.state)
-    found = connection.execute(_UNDER_THIS_UID, {"uid": uid, "title": title}).all()
-    known = next((row for row in found if row.sha256 == values["sha256"]), None)
-    came_before = None if known is None or known.conflicts is None else known
-    in_use = next((row for row in found if row.conflicts is False), None)
-    was_known = known is not None
+    # Nearly every instance is the first under its UID: then there is nothing to compare it with.
+    known = connection.execute(_NEW_INSTANCE_UNDER_A_NEW_UID, values).one_or_none()
+    was_known, came_before, in_use = False, None, None
     if known is None:
-        known = connection.execute(_NEW_INSTANCE, values).one()
+        found = connection.execute(_UNDER_THIS_UID, {"uid": uid, "title": title}).all()
+        known = next((row for row in found if row.sha256 == values["sha256"]), None)
+        came_before = None if known is None or known.conflicts is None else known
+        in_use = next((row for row in found if row.conflicts is False), None)
+        was_known = known is not None
+        if known is None:
+            known = connection.execute(_NEW_INSTANCE, values).one()
     is_other = in_use is not None and in_use.id != known.id
     # Asked only where it matters: of nearly every instance there is nothing to ask.
     renewable = received is not None and (
