@@ -50,6 +50,7 @@ _PIPELINES = Path(__file__).resolve().parent.parent / "ensemble_builder" / "pipe
 WANTED_SHARE = 0.85
 _PIPELINES_AT_ONCE = 3
 _SENDERS = 2
+_SAY_EVERY_S = 10
 _LOOK_EVERY_S = 0.2
 _SEED = 20
 
@@ -298,7 +299,7 @@ def busy(
         ):
             alone = _alone(running, folder / "study", titles, counts, say)
             say(f"{plan.in_flight} studies in flight for {plan.seconds:.0f} s")
-            found = _together(running, folder / "study", titles, counts, plan)
+            found = _together(running, folder / "study", titles, counts, plan, say=say)
     return _as_found(found, alone, plan), found
 
 
@@ -322,13 +323,24 @@ def _alone(
 
 
 def _together(
-    running: Site, study: Path, titles: Mapping[str, str], counts: Path, plan: Plan
+    running: Site,
+    study: Path,
+    titles: Mapping[str, str],
+    counts: Path,
+    plan: Plan,
+    *,
+    say: Say,
 ) -> Shares:
     with (
         Senders(running, study, list(titles), plan.in_flight) as senders,
         BusyWatch(running, counts, senders.in_flight) as watch,
     ):
-        time.sleep(plan.seconds)
+        for left in range(round(plan.seconds), 0, -_SAY_EVERY_S):
+            say(
+                f"{left} s to go: {senders.arrived} studies have arrived, "
+                f"{senders.in_flight()} are in flight"
+            )
+            time.sleep(min(_SAY_EVERY_S, left))
     window = longest_window(watch.looks, plan.in_flight)
     if window is None:
         most = max((one.in_flight for one in watch.looks), default=0)

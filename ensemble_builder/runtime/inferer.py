@@ -7,6 +7,7 @@ the network is a Triton model of its own.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ from ensemble_builder.runtime.turns import Turn
 from ensemble_builder.runtime.window_slab import Reduce
 from ensemble_builder.runtime.windows import sliding_window
 
+_NICENESS = 10
+"""On a CPU the network takes all cores for as long as it lasts. Whoever has little to do (an
+instance that arrives, another study's preprocessing, a result) goes first, and the network
+loses no more than that little; without, an instance waits for its turn again and again."""
+
 
 class Inferer:
     """Triton's python model interface (initialize, execute)."""
@@ -35,6 +41,9 @@ class Inferer:
         version_folder = Path(args["model_repository"]) / args["model_version"]
         self._recipe = Recipe.load(version_folder)
         self._device = instance_device(args)
+        if self._device.type == "cpu":
+            # Inherited by all threads that compute.
+            os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
         folder = version_folder / BUNDLE_FOLDER
         bundle = self._recipe.open(folder, self._device)
         self._inferer = bundle.inferer()
