@@ -3,8 +3,7 @@
 In: a bundle. Out: bytes for each voxel of the input, which the contract says and a gateway may
 admit requests by. It counts the tensors that cross between the steps (each lies twice in the
 shared memory of the Python backend) and the most that one step works with, since the steps
-of a request follow one another. What doesn't grow with the input isn't in it: libraries,
-weights, the network's own memory and slabs, about half a gigabyte for each step.
+of a request follow one another. What doesn't grow with the input isn't in it: `STEP_BYTES`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,10 @@ from ensemble_builder.bundle import Bundle
 from ensemble_builder.runtime.forward import starts_from_stored
 from ensemble_builder.runtime.fusion import run_in_slabs, split
 from ensemble_builder.samples import sample
+
+STEP_BYTES = 500 * 10**6
+"""What a step may take beside that whatever the input's size, once: slabs, a network of a usual
+size at work, and what a step keeps from one study to the next (`runtime/heap.py`)."""
 
 EXAMPLE_KJI = (300, 512, 512)
 EXAMPLE_SPACING_MM = (1.25, 0.75, 0.75)

@@ -69,16 +69,23 @@ def line(x: Sequence[float], y: Sequence[float]) -> Line:
     )
 
 
-def bend(x: Sequence[float], y: Sequence[float]) -> float:
+def bend(x: Sequence[float], y: Sequence[float]) -> float | None:
     """How much steeper the upper half is than the whole: 1 for a straight line.
 
     The slope through the larger half of x, over the slope through all. Something that grows
-    faster than linearly has more than 1, whatever its constant part.
+    faster than linearly has more than 1, whatever its constant part. None where the larger half
+    is a single x.
+
+    Raises:
+        ValueError: fewer than two different x.
     """
     order = np.argsort(np.asarray(x, dtype=float), kind="stable")
     xs, ys = np.asarray(x, dtype=float)[order], np.asarray(y, dtype=float)[order]
+    whole = line(list(xs), list(ys)).slope
     upper = xs >= (xs.min() + xs.max()) / 2
-    return line(list(xs[upper]), list(ys[upper])).slope / line(list(xs), list(ys)).slope
+    if np.ptp(xs[upper]) == 0:
+        return None
+    return line(list(xs[upper]), list(ys[upper])).slope / whole
 
 
 @dataclass(frozen=True, slots=True)

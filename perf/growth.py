@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clients.demo.phantom_study import write_phantom_study
+from ensemble_builder.memory import STEP_BYTES
 from perf.endurance import MEMORY, Endurance, endure
 from perf.fit import bend, line
 from perf.measure import Measurement, describe_machine
@@ -41,6 +42,8 @@ from perf.workers import same_threads
 
 _REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 _PIPELINE, _TITLE = "lung_ct", "GROWTH"
+_STEPS = 3
+"""Preprocessing, network, postprocessing."""
 
 GATEWAY_BYTES = 300 * 10**6
 """Beside one volume."""
@@ -196,14 +199,11 @@ def what_sizes_show(sizes: Sizes, contract_bytes: float) -> list[Shown]:
                 at_most=True,
                 n=n,
             ),
-            Shown(
-                f"{name}: slope of the larger half over the whole slope",
-                bend(x, y),
-                LARGEST_BEND,
-                at_most=True,
-                n=n,
-            ),
         ]
+        bent = bend(x, y)
+        if bent is not None:
+            words = f"{name}: slope of the larger half over the whole slope"
+            shown.append(Shown(words, bent, LARGEST_BEND, at_most=True, n=n))
     for count, memory in sizes.memory.items():
         beside = memory.gateway_bytes / 1e6
         allowed = (sizes.volume_bytes(count) + GATEWAY_BYTES) / 1e6
@@ -217,11 +217,13 @@ def what_sizes_show(sizes: Sizes, contract_bytes: float) -> list[Shown]:
             )
         )
     for count, memory in sizes.memory.items():
+        grows = contract_bytes * sizes.voxels(count)
         shown.append(
             Shown(
-                f"server, {count} slices: bytes for each voxel above idle, beside the contract's",
-                memory.server_bytes / sizes.voxels(count),
-                contract_bytes,
+                f"server, {count} slices: MB above idle, beside the contract's {contract_bytes:g} "
+                f"bytes for each voxel and {STEP_BYTES / 1e6:g} MB for each of {_STEPS} steps",
+                memory.server_bytes / 1e6,
+                (grows + _STEPS * STEP_BYTES) / 1e6,
                 at_most=True,
                 n=1,
             )

@@ -18,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydicom import Dataset
 
-from dicom_gateway.assemble import read_header
+from dicom_gateway.assemble.headers import read_header
 from dicom_gateway.config import GatewaySettings
 from dicom_gateway.database import instances, job_instances, reading
 from dicom_gateway.database import series as series_table

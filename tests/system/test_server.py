@@ -161,6 +161,14 @@ def test_a_server_that_works_is_not_asked_whether_it_does(server: TritonServer) 
     client.close()
 
 
+def test_networks_step_back_for_whoever_has_little_to_do(server: TritonServer) -> None:
+    """On a CPU, which everybody shares: the inferer and its threads, and nobody else."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    inferer, before = (stub_of(server.pid, f"small_{step}") for step in ("inferer", "preprocess"))
+    assert inferer.nice() == max(10, own)
+    assert before.nice() == own
+
+
 def test_a_killed_stub_is_replaced_without_a_hand(server: TritonServer, bundle: Path) -> None:
     """Triton still calls itself ready; the heartbeat notices and loads the model again."""
     before, pid = server.reloads, server.pid

@@ -17,7 +17,7 @@ import pytest
 import structlog.testing
 from pydicom import Dataset
 
-from dicom_gateway.assemble import Header, read_header
+from dicom_gateway.assemble.headers import Header, read_header
 from dicom_gateway.config import GatewaySettings
 from dicom_gateway.errors import InferenceRejected, UnusableSeries
 from dicom_gateway.infer import TritonClient

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from dicom_gateway.assemble.elements import UNREADABLE
 from dicom_gateway.assemble.frames import frames_of
-from dicom_gateway.assemble.headers import read_header
+from dicom_gateway.assemble.headers import Header, _read, _walked, read_header
 from dicom_gateway.assemble.split import split
 from dicom_gateway.assemble.stack import stack_frames
 from dicom_gateway.errors import UnusableSeries
@@ -34,6 +36,43 @@ def test_any_damaged_byte_reads_or_is_refused(tmp_path: Path, transfer_syntax: s
         except UnusableSeries:
             refused += 1
     assert refused
+
+
+@pytest.mark.filterwarnings("ignore")  # pydicom's own, about what it finds odd
+@pytest.mark.parametrize("transfer_syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_what_is_walked_past_is_what_pydicom_reads(tmp_path: Path, transfer_syntax: str) -> None:
+    """The two ways to a header differ in time only, also where a byte is wrong."""
+    series = a_ct_series(1, rows=4, columns=4, transfer_syntax_uid=transfer_syntax)
+    (path,) = write_series(tmp_path, series)
+    assert _walked(path) == _read(path)
+    whole = path.read_bytes()
+    walked = 0
+    for place in range(PREAMBLE_BYTES, len(whole) - 2 * 4 * 4):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF if place % 2 else 0x21
+        path.write_bytes(damaged)
+        quick, plain = _either(_walked, path), _either(_read, path)
+        if quick is not None and plain is not None:
+            assert quick == plain, f"byte {place}"
+            walked += 1
+    assert walked > 100
+
+
+def _either(way: Callable[[Path], Header | None], path: Path) -> Header | None:
+    try:
+        return way(path)
+    except UNREADABLE:
+        return None
+
+
+def test_what_needs_a_character_set_is_left_to_pydicom(tmp_path: Path) -> None:
+    """A name of a stack in Cyrillic, say."""
+    series = a_ct_series(1, rows=4, columns=4)
+    series[0].SpecificCharacterSet = "ISO_IR 144"
+    series[0].StackID = "стопка"
+    (path,) = write_series(tmp_path, series)
+    assert _walked(path) is None
+    assert dict(read_header(path).traits)["stack"] == "стопка"
 
 
 @pytest.mark.filterwarnings("ignore")  # pydicom's own, about what it finds odd

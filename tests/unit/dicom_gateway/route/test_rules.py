@@ -9,7 +9,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import MRImageStorage, SecondaryCaptureImageStorage, generate_uid
 
-from dicom_gateway.assemble import read_header
+from dicom_gateway.assemble.headers import read_header
 from dicom_gateway.assessor import glance_at
 from dicom_gateway.config import GatewaySettings
 from dicom_gateway.records import Contract, Priority, Series

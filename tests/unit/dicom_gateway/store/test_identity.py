@@ -219,3 +219,26 @@ def test_an_odd_modality_is_cleaned() -> None:
     )
 
     assert identify(arrival).modality == "CT31M" + "A" * 11
+
+
+def test_a_length_that_looks_like_letters_is_a_length() -> None:
+    """An item of 0x4241 bytes: its length reads "AB", like a value representation."""
+    ds = an_instance()
+    arrival = an_arrival(ds)
+    body = b"\0" * 0x4241
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, len(body)) + body
+    sequence = (
+        struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF)
+        + item
+        + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    )
+    place = arrival.encoded_dataset.index(struct.pack("<HH", 0x0020, 0x000D))
+    # After the group 0008 elements, before the first of a higher group.
+    place = min(
+        arrival.encoded_dataset.find(struct.pack("<HH", group, element))
+        for group, element in ((0x0010, 0x0010), (0x0020, 0x000D))
+        if arrival.encoded_dataset.find(struct.pack("<HH", group, element)) > 0
+    )
+    longer = arrival.encoded_dataset[:place] + sequence + arrival.encoded_dataset[place:]
+    identity = identify(dataclasses.replace(arrival, encoded_dataset=longer))
+    assert identity.series_instance_uid == ds.SeriesInstanceUID
