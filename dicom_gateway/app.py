@@ -36,6 +36,7 @@ from dicom_gateway.infer.turns import Turns, remove_turns
 from dicom_gateway.jobs import Admission, JobQueue, Worker, admission
 from dicom_gateway.judge import Judge
 from dicom_gateway.observe import get_logger, level_of, set_up_logging
+from dicom_gateway.observe.memory import give_back
 from dicom_gateway.processing import Processing
 from dicom_gateway.receive.scp import Receiver
 from dicom_gateway.receiving import commitments_of, receiving_child, reports_of, spool_of
@@ -46,8 +47,8 @@ from dicom_gateway.webside import WebSide
 GRACE_S = 10.0
 """How long a stop waits for each thread; what isn't done then is taken up at the next start."""
 
-HEADERS_IN_MEMORY = 8192
-"""About ten large series; a header is some hundred bytes here."""
+HEADERS_IN_MEMORY = 4096
+"""About five large series; a header is some three kilobytes here."""
 
 
 class Gateway:
@@ -271,10 +272,16 @@ class Gateway:
         finished: Callable[[], None],
         ended: Callable[[str, str | None], None],
     ) -> None:
+        def job_ended(job_id: str, failure: str | None) -> None:
+            ended(job_id, failure)
+            give_back()  # a volume's worth of it, after a large one
+
         names = [f"worker-{number}" for number in range(1, self._settings.jobs.workers + 1)]
-        workers = {name: Worker(queue, process, name, finished, ended) for name in names}
+        workers = {name: Worker(queue, process, name, finished, job_ended) for name in names}
         # A study that can't wait never waits for a worker that is busy with one that can.
-        workers["express"] = Worker(queue, process, "express", finished, ended, only_immediate=True)
+        workers["express"] = Worker(
+            queue, process, "express", finished, job_ended, only_immediate=True
+        )
         for name, worker in workers.items():
             self._run_in_thread(name, worker.run, worker.stop)
         listener = queue.listener()

@@ -3,6 +3,7 @@
 from dicom_gateway.encode.identity import result_series_uid, result_uid
 from dicom_gateway.encode.reading import SourceReading
 from dicom_gateway.encode.results import encode_results, encode_segmentation
+from dicom_gateway.encode.tables import share_tables
 
 __all__ = [
     "SourceReading",
@@ -11,3 +12,5 @@ __all__ = [
     "result_series_uid",
     "result_uid",
 ]
+
+share_tables()
