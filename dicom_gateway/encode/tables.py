@@ -1,9 +1,9 @@
-"""highdicom's table of the standard's modules, in a fifth of its memory.
+"""highdicom's table of the standard's modules, in less than half of its memory.
 
 highdicom asks it whether an IOD has pixels, and reads 22 MB of JSON for that with the first
-object that is made: 900,000 objects, most of them equal to another, 80 MB that stay. Here
-equal ones are the same one. Nothing else is different; where highdicom is built in another way
-one day, it reads its table itself again.
+object that is made: 900,000 objects, most of them equal to another, 65 MB that stay. Here
+equal ones are the same one, and 27 MB stay. Nothing else is different; where highdicom is built
+in another way one day, it reads its table itself again.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def test_equal_values_are_the_same_one() -> None:
 
 
 def test_highdicom_asks_it() -> None:
-    """A release of highdicom that reads its table elsewhere would cost 80 MB again."""
+    """A release of highdicom that reads its table elsewhere would cost the memory again."""
     assert _standard_utils.get_module_attribute_map is module_attribute_map
     assert _standard_utils.does_iod_have_pixel_data("1.2.840.10008.5.1.4.1.1.2")
     assert not _standard_utils.does_iod_have_pixel_data("1.2.840.10008.5.1.4.1.1.88.33")
