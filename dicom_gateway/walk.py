@@ -38,7 +38,7 @@ class Raw:
 
     Attributes:
         vr: Two letters; empty where the transfer syntax has implicit VR.
-        value: Its bytes; None where its length is undefined, or where it is pixels.
+        value: Its bytes; None where its length is undefined.
     """
 
     vr: bytes

@@ -37,8 +37,6 @@ UNREADABLE = (
     zlib.error,
 )
 """What pydicom raises on data sets that are none, and on values that are none."""
-
-
 _PIXEL_REPRESENTATION = 0x00280103
 
 

@@ -232,7 +232,6 @@ def test_a_length_that_looks_like_letters_is_a_length() -> None:
         + item
         + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
     )
-    place = arrival.encoded_dataset.index(struct.pack("<HH", 0x0020, 0x000D))
     # After the group 0008 elements, before the first of a higher group.
     place = min(
         arrival.encoded_dataset.find(struct.pack("<HH", group, element))
