@@ -6,8 +6,9 @@
     python -m perf.bench --only intake    one part; may be given again
 
 `perf/parts.py` has the parts. `--bundle` and `--volume` add others to those that run on any;
-`--against` compares with an earlier report. A part that fails is named in the report, and the
-others are written all the same.
+`--no-chest` leaves only those volumes. `--against` compares with an earlier report. A part that
+fails is named in the report, and the others are written all the same. The report is written
+after each piece, so what was measured is there if the rest is broken off.
 
 It starts servers and gateways of its own on loopback, and stops them. Comes in:
 model_repository/. Goes out: `bench.md`, pictures, `bench.json`. Nothing else survives.
@@ -20,7 +21,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -69,21 +70,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             [source for source in options.volume if source.is_dir()],
             options.database_url,
             partial(console.print, highlight=False, markup=False),
+            without_chest=options.no_chest,
         )
-        report = measure(stage, [name for name in PARTS if name in chosen])
-    report = replace(report, changes=changes(report.measurements, before))
-    table, _ = report.write(options.out)
+        report = Report({}, [], [], failed=["nothing was measured"])
+        for until_now in measure(stage, [name for name in PARTS if name in chosen]):
+            report = replace(until_now, changes=changes(until_now.measurements, before))
+            report.write(options.out)
     console.print(Markdown(report.markdown()))
-    console.print(f"Written to {table.parent}")
+    console.print(f"Written to {options.out}")
     return 1 if report.failed else 0
 
 
-def measure(stage: Stage, parts: Sequence[str]) -> Report:
+def measure(stage: Stage, parts: Sequence[str]) -> Iterator[Report]:
     """Runs parts one after the other.
 
     Args:
         stage: Where.
         parts: Names of `PARTS`.
+
+    Yields:
+        After each piece, the report of all until then.
     """
     setting = describe_machine() | {
         "tritome": metadata.version("tritome") if _installed() else "a checkout",
@@ -101,13 +107,13 @@ def measure(stage: Stage, parts: Sequence[str]) -> Report:
                 # The other parts have taken their time too: what they found is kept.
                 failed.append(f"{name}: {words}: {str(error) or type(error).__name__}")
                 stage.say(f"{traceback.format_exc()}\n{failed[-1]}")
-                continue
-            found += piece.measurements
-            shown += piece.shown
-            setting |= {f"devices, {who}": where for who, where in piece.devices.items()}
-    setting |= stage.notes
-    setting["load after"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
-    return Report(setting, found, shown, failed=failed)
+            else:
+                found += piece.measurements
+                shown += piece.shown
+                setting |= {f"devices, {who}": where for who, where in piece.devices.items()}
+            setting |= stage.notes
+            setting["load after"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
+            yield Report(dict(setting), [*found], [*shown], failed=[*failed])
 
 
 def _installed() -> bool:
@@ -137,6 +143,11 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="a further volume: a DICOM folder, or an .npz with IMAGE, RESCALE, AFFINE",
+    )
+    parser.add_argument(
+        "--no-chest",
+        action="store_true",
+        help="parts that run on any volume: only on those of --volume",
     )
     parser.add_argument(
         "--database-url",

@@ -94,6 +94,7 @@ class Stage:
         further_studies: Those of them that are DICOM folders.
         database_urls: Databases that may be emptied, besides the SQLite file of the queue.
         say: Hears how far it is.
+        without_chest: Parts that run on any volume leave the generated chest out.
         notes: What the report says of the setting; parts may add to it.
     """
 
@@ -106,6 +107,7 @@ class Stage:
     further_studies: Sequence[Path] = ()
     database_urls: Sequence[str] = ()
     say: Say = print
+    without_chest: bool = False
     notes: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -137,13 +139,15 @@ class Stage:
         return self._painted[1]
 
     def volumes(self) -> Iterator[Volume]:
-        """The chest, then what else was named."""
-        yield self.chest
+        """The chest, unless it's left out, then what else was named."""
+        if not self.without_chest:
+            yield self.chest
         yield from self.further_volumes
 
     def studies(self) -> Iterator[tuple[str, Path]]:
         """Name and DICOM folder of each volume that has one."""
-        yield self.chest.name, self.study
+        if not self.without_chest:
+            yield self.chest.name, self.study
         for folder in self.further_studies:
             yield folder.name, folder
 

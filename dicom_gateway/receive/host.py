@@ -31,10 +31,10 @@ from dicom_gateway.config import ScpSettings
 from dicom_gateway.errors import DatabaseUnavailable, Refused
 from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.receive.admission import TEMPORARY_CONGESTION, Desk, knows
+from dicom_gateway.receive.association import LimitedAssociation
 from dicom_gateway.receive.commands import StoreCommand, StoreRequest, write_store_response
 from dicom_gateway.receive.commitment import Commitments, CommitmentTalk
 from dicom_gateway.receive.incoming import Incoming, Spool
-from dicom_gateway.receive.limits import LimitedAssociation
 from dicom_gateway.receive.listener import Connection
 from dicom_gateway.receive.offers import STORAGE_COMMITMENT, VERIFICATION, offers
 from dicom_gateway.receive.reports import Reports

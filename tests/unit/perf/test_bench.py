@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def test_a_part_that_fails_is_named_and_the_others_are_kept(
     """Whatever it is that failed: an hour's figures outlive it."""
     monkeypatch.setitem(PARTS, "missing", once("beside a peer", _missing))
     monkeypatch.setitem(PARTS, "measured", once("something", _measured))
-    report = bench.measure(a_stage(tmp_path), ["missing", "measured"])
+    first, report = bench.measure(a_stage(tmp_path), ["missing", "measured"])
+    assert (first.failed, first.measurements) == (report.failed, [])
     assert report.failed == ["missing: beside a peer: Orthanc is missing"]
     assert [one.name for one in report.measurements] == ["a: one"]
     assert report.setting["noted"] == "yes"
@@ -54,6 +56,40 @@ def test_a_part_for_each_bundle_and_volume_has_a_piece_for_each(tmp_path: Path) 
     ]
     assert stage.notes["chest"] == "4 x 16 x 16 voxels, generated"
     assert len(list(stage.study.iterdir())) == 4
+
+
+def test_the_generated_chest_can_be_left_out(tmp_path: Path) -> None:
+    """Then nothing is painted either."""
+    stage = replace(a_stage(tmp_path, Path("a")), without_chest=True)
+    assert list(for_each("the peers", lambda *_: Found([], []))(stage)) == []
+    assert list(stage.studies()) == []
+    assert "chest" not in stage.notes
+
+
+def test_what_was_measured_is_written_before_the_next_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evening that is broken off isn't lost."""
+
+    def breaks_off(_: Stage) -> Found:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(PARTS, "models", once("something", _measured))
+    monkeypatch.setitem(PARTS, "peers", once("something long", breaks_off))
+    arguments = ["--quick", "--only", "models", "--only", "peers", "--out", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(arguments)
+    document = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in document["measurements"]] == ["a: one"]
+
+
+def test_a_bench_without_anything_to_measure_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No table without a line that looks like a success."""
+    arguments = ["--only", "peers", "--no-chest", "--out", str(tmp_path)]
+    assert bench.main(arguments) == 1
+    assert "nothing was measured" in capsys.readouterr().out
 
 
 def test_one_part_can_be_chosen_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
