@@ -17,14 +17,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from dicom_gateway.assemble.ahead import Ahead
 from dicom_gateway.assemble.arena import Arena, remove_leftovers
 from dicom_gateway.assemble.decoders import DecoderPool
-from dicom_gateway.assemble.headers import Header, read_header
+from dicom_gateway.assemble.header_cache import HeaderCache
+from dicom_gateway.assemble.headers import Header
 from dicom_gateway.auditing import Audit
 from dicom_gateway.config import LOG_LEVEL, LOG_STYLE, GatewaySettings
 from dicom_gateway.config_delivery import Addressee
@@ -46,9 +47,6 @@ from dicom_gateway.webside import WebSide
 
 GRACE_S = 10.0
 """How long a stop waits for each thread; what isn't done then is taken up at the next start."""
-
-HEADERS_IN_MEMORY = 4096
-"""About five large series; a header is some three kilobytes here."""
 
 
 class Gateway:
@@ -135,7 +133,7 @@ class Gateway:
         triton = TritonClient(settings.triton, folder / "contracts", turns)
         self._open.callback(triton.close)  # first of all: Triton lets go, then the arena goes
         triton.use_arena(arena)
-        read = lru_cache(maxsize=HEADERS_IN_MEMORY)(read_header)
+        read = HeaderCache()
 
         ahead = self._ahead(decoders, read)
         kept: Callable[[Path], None] = (lambda _path: None) if ahead is None else ahead.arrived

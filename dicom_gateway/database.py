@@ -345,7 +345,10 @@ def open_database(url: str, connections: int = CONNECTIONS) -> sa.Engine:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     # A server may have gone and come back; a file hasn't.
     asks_first = parsed.get_backend_name() != "sqlite"
-    engine = sa.create_engine(url, pool_pre_ping=asks_first, pool_size=connections)
+    # The one that was used last is used next: few are open, and few fill their page cache.
+    engine = sa.create_engine(
+        url, pool_pre_ping=asks_first, pool_size=connections, pool_use_lifo=True
+    )
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import sys
 
 from highdicom import _standard_utils
 
@@ -26,6 +27,12 @@ def test_equal_values_are_the_same_one() -> None:
 
 def test_highdicom_asks_it() -> None:
     """A release of highdicom that reads its table elsewhere would cost the memory again."""
-    assert _standard_utils.get_module_attribute_map is module_attribute_map
+    asking = {
+        name: module.get_module_attribute_map
+        for name, module in sys.modules.items()
+        if name.startswith("highdicom.") and hasattr(module, "get_module_attribute_map")
+    }
+    assert {"highdicom._standard_utils", "highdicom.base"} <= set(asking)
+    assert set(asking.values()) == {module_attribute_map}
     assert _standard_utils.does_iod_have_pixel_data("1.2.840.10008.5.1.4.1.1.2")
     assert not _standard_utils.does_iod_have_pixel_data("1.2.840.10008.5.1.4.1.1.88.33")
