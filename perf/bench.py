@@ -98,6 +98,7 @@ def measure(stage: Stage, parts: Sequence[str]) -> Iterator[Report]:
     found: list[Measurement] = []
     shown: list[Shown] = []
     failed: list[str] = []
+    drawn: dict[str, str] = {}
     for name in parts:
         for words, run in PARTS[name](stage):
             stage.say(f"{name}: {words}")
@@ -110,10 +111,11 @@ def measure(stage: Stage, parts: Sequence[str]) -> Iterator[Report]:
             else:
                 found += piece.measurements
                 shown += piece.shown
+                drawn |= piece.pictures
                 setting |= {f"devices, {who}": where for who, where in piece.devices.items()}
             setting |= stage.notes
             setting["load after"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
-            yield Report(dict(setting), [*found], [*shown], failed=[*failed])
+            yield Report(dict(setting), [*found], [*shown], failed=[*failed], drawn=dict(drawn))
 
 
 def _installed() -> bool:

@@ -399,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, help="how long to send (150)")
     parser.add_argument("--workers", type=int, help="of the gateway (8)")
     parser.add_argument("--bundle", type=Path, action="append", default=[], help="another pipeline")
-    parser.add_argument("--out", type=Path, help="folder for busy.md and busy.json")
+    parser.add_argument("--out", type=Path, help="folder for bench.md and bench.json")
     chosen = parser.parse_args(arguments)
     plan = QUICK if chosen.quick else Plan()
     given = {
@@ -414,16 +414,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(what: str) -> None:
         print(what, flush=True)
 
-    found, where = busy(replace(plan, **given), chosen.bundle, say)
+    found, _ = busy(replace(plan, **given), chosen.bundle, say)
     report = Report(setting | found.devices, found.measurements, found.shown)
-    lines = ["", "| where the cores' time went | share |", "|---|---:|"]
-    lines += [f"| {what} | {part:.1%} |" for what, part in table(where)]
-    text = report.markdown() + "\n".join(lines) + "\n"
-    print(text)
+    print(report.markdown())
     if chosen.out is not None:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        (chosen.out / "busy.md").write_text(text, encoding="utf-8")
-        (chosen.out / "busy.json").write_text(report.json(), encoding="utf-8")
+        report.write(chosen.out)
     return 0 if all(one.holds for one in found.shown) else 1
 
 

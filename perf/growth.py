@@ -12,7 +12,7 @@ the memory of each process, descriptors, threads, shared memory and temporary fi
 still: a line through the samples after the warm-up has, with a confidence of 95 %, a slope
 below an allowance.
 
-Goes out: `growth.md`, pictures, `growth.json`.
+Goes out: `bench.md`, pictures, `bench.json`.
 """
 
 from __future__ import annotations
@@ -80,15 +80,12 @@ class Plan:
 QUICK = Plan((20, 40, 60), 128, 1, 12, 4)
 
 
-def growth_of_studies(
-    plan: Plan, model_repository: Path, out: Path | None = None, say: Say = lambda _what: None
-) -> Found:
+def growth_of_studies(plan: Plan, model_repository: Path, say: Say = lambda _what: None) -> Found:
     """Runs all of it, on a tritonserver and a gateway of its own.
 
     Args:
         plan: How much.
         model_repository: Where lung_ct is served from.
-        out: Folder for the pictures.
         say: Hears how far it is.
 
     Raises:
@@ -111,11 +108,7 @@ def growth_of_studies(
         shown += what_endurance_shows(endurance)
         notes |= notes_on_endurance(endurance)
         pictures |= pictures_of_endurance(endurance)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, picture in pictures.items():
-            (out / f"{name}.svg").write_text(picture, encoding="utf-8")
-    return Found(measurements, shown, notes)
+    return Found(measurements, shown, notes, pictures)
 
 
 def _sizes(plan: Plan, model_repository: Path, say: Say) -> Sizes:
@@ -362,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model-repository", type=Path, default=_REPOSITORY_ROOT / "model_repository"
     )
-    parser.add_argument("--out", type=Path, help="folder for growth.md, pictures, growth.json")
+    parser.add_argument("--out", type=Path, help="folder for bench.md, pictures, bench.json")
     chosen = parser.parse_args(arguments)
     given = {
         name: value
@@ -378,12 +371,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(what: str) -> None:
         print(what, flush=True)
 
-    found = growth_of_studies(plan, chosen.model_repository, chosen.out, say)
-    report = Report(setting | found.devices, found.measurements, found.shown)
+    found = growth_of_studies(plan, chosen.model_repository, say)
+    report = Report(setting | found.devices, found.measurements, found.shown, drawn=found.pictures)
     print(report.markdown())
     if chosen.out is not None:
-        (chosen.out / "growth.md").write_text(report.markdown(), encoding="utf-8")
-        (chosen.out / "growth.json").write_text(report.json(), encoding="utf-8")
+        report.write(chosen.out)
     return 0 if all(one.holds for one in found.shown) else 1
 
 

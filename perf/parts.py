@@ -58,9 +58,7 @@ def _arrivals(stage: Stage) -> Iterator[Piece]:
 
 
 def _growth(stage: Stage) -> Found:
-    return growth.growth_of_studies(
-        growth.Plan(), stage.model_repository, stage.folder / "growth", stage.say
-    )
+    return growth.growth_of_studies(growth.Plan(), stage.model_repository, stage.say)
 
 
 def _busy(stage: Stage) -> Found:

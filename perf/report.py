@@ -1,7 +1,7 @@
 """One report out of everything that was measured, for people and for programs.
 
 Comes in: measurements, and what they should show. Goes out: `bench.md` (tables), one SVG for
-each group of measurements, and `bench.json` in a folder.
+each group of measurements and for what else was drawn, and `bench.json` in a folder.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Report:
         shown: What the run should show.
         changes: Against an earlier report.
         failed: Parts that gave nothing, and why.
+        drawn: Further pictures, SVG by name.
     """
 
     setting: Mapping[str, str]
@@ -57,6 +58,7 @@ class Report:
     shown: Sequence[Shown] = ()
     changes: Sequence[Change] = ()
     failed: Sequence[str] = ()
+    drawn: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def markdown(self) -> str:
         """The tables, with the setting below them."""
@@ -78,6 +80,7 @@ class Report:
         if self.failed:
             lines += ["", *(f"- **failed**: {one}" for one in self.failed)]
         pictures = [f"![{name}]({file})" for name, file, _ in self._pictures()]
+        pictures += [f"![{name}]({_file_name(name)}.svg)" for name in self.drawn]
         if pictures:
             lines += ["", *pictures]
         lines.append("")
@@ -103,6 +106,8 @@ class Report:
         document.write_text(self.json(), encoding="utf-8")
         for title, file, group in self._pictures():
             (folder / file).write_text(bars(title, group), encoding="utf-8")
+        for name, picture in self.drawn.items():
+            (folder / f"{_file_name(name)}.svg").write_text(picture, encoding="utf-8")
         return table, document
 
     def _pictures(self) -> list[tuple[str, str, list[Measurement]]]:

@@ -34,11 +34,17 @@ SMALL_NETWORK = {"lung_ct": {WARM: 4.0, TUTORIAL: 4.0}}
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a part measured, and what it shows."""
+    """What a part measured, and what it shows.
+
+    Attributes:
+        devices: Who computes where, and other words on the setting.
+        pictures: SVGs that the report can't draw from the measurements, by name.
+    """
 
     measurements: list[Measurement]
     shown: list[Shown]
     devices: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, str] = field(default_factory=dict)
 
 
 def the_road(shape_kji: tuple[int, int, int], repetitions: int) -> Found:

@@ -24,7 +24,7 @@ def a_stage(folder: Path, *bundles: Path) -> Stage:
 
 def _measured(stage: Stage) -> Found:
     stage.notes["noted"] = "yes"
-    return Found([Measurement.of("a: one", [1.0])], [], {"a": "on the CPU"})
+    return Found([Measurement.of("a: one", [1.0])], [], {"a": "on the CPU"}, {"a line": "<svg/>"})
 
 
 def _missing(_: Stage) -> Found:
@@ -100,6 +100,8 @@ def test_one_part_can_be_chosen_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     document = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert document["setting"]["measured"].endswith("UTC: peers")
     assert [one["name"] for one in document["measurements"]] == ["a: one"]
+    assert "![a line](a-line.svg)" in (tmp_path / "bench.md").read_text(encoding="utf-8")
+    assert (tmp_path / "a-line.svg").read_text(encoding="utf-8") == "<svg/>"
 
 
 def test_an_unknown_part_is_refused_with_the_known_ones(
