@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import mmap
 import os
 import secrets
@@ -157,7 +158,7 @@ class Arena:
         if self._map is None:
             msg = "the arena is closed"
             raise ValueError(msg)
-        wanted = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+        wanted = np.dtype(dtype).itemsize * math.prod(map(int, shape))
         if wanted > span.size_bytes:
             msg = f"an array of {wanted} bytes doesn't fit into a span of {span.size_bytes}"
             raise ValueError(msg)

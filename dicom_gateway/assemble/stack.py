@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,7 +117,13 @@ def is_position(position_lps_mm: Sequence[float] | None) -> bool:
 
 def is_orientation(orientation: Sequence[float] | None) -> bool:
     """Whether these are two unit vectors at a right angle, as near as headers write them."""
-    if orientation is None or not all(abs(cosine) <= 2.0 for cosine in orientation):
+    return orientation is not None and _is_orientation(tuple(orientation))
+
+
+@lru_cache(maxsize=256)
+def _is_orientation(orientation: tuple[float, ...]) -> bool:
+    """Asked once for a series: nearly always all of its frames have the same."""
+    if not all(abs(cosine) <= 2.0 for cosine in orientation):
         return False
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     defects = (np.linalg.norm(row) - 1, np.linalg.norm(column) - 1, row @ column)
