@@ -100,10 +100,11 @@ def a_postgresql_on_a_small_disk(size_bytes: int) -> Iterator[tuple[str, Path]]:
     folder = Path(tempfile.mkdtemp(prefix="tritome-pg-", dir="/tmp"))
     disk, data, wal = folder / "disk", folder / "disk" / "data", folder / "wal"
     try:
-        entry = pwd.getpwnam(str(_other_user(folder)))
+        user = str(_other_user(folder))
+        entry = pwd.getpwnam(user)
         wal.mkdir()
         os.chown(wal, entry.pw_uid, entry.pw_gid)
-        as_user = f"setpriv --reuid={entry.pw_uid} --regid={entry.pw_gid} --clear-groups"
+        as_user = " ".join(_as_user(user))
         options = f"-k {folder} -c listen_addresses='' -c fsync=off"
         script = (
             f"{as_user} {initdb} -D {data} -X {wal} -U tritome --auth=trust -E UTF8 && "
@@ -161,12 +162,19 @@ def _other_user(folder: Path) -> str | None:
     return None
 
 
+def _as_user(name: str) -> list[str]:
+    entry = pwd.getpwnam(name)
+    return ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
+
+
 def _run(command: list[str | Path], user: str | None) -> None:
+    # By a program, not by subprocess's `user`: that forks, and gRPC, which other tests have used
+    # in this process, aborts now and then in what was forked. Without it nothing is forked.
+    as_user = [] if user is None else _as_user(user)
     subprocess.run(
-        [str(part) for part in command],
+        [*as_user, *(str(part) for part in command)],
         check=True,
         cwd="/",
-        user=user,
         stdin=subprocess.DEVNULL,
         # A file, not a pipe: the server inherits it and would keep a pipe open.
         stdout=subprocess.DEVNULL,
