@@ -27,6 +27,11 @@ _LONG_LENGTH_VRS = frozenset(
 )
 """These have two reserved bytes and a 32-bit length (PS3.5 Table 7.1-1)."""
 _UNDEFINED = 0xFFFFFFFF
+_VALUE_LIMIT_BYTES = 64 * 1024
+"""Nothing that anybody asks for is as long: a peer must not choose how much is copied."""
+_ELEMENTS_LIMIT = 1_000_000
+"""In all, in sequences of undefined length too: an enhanced object of ten thousand frames has
+half as many; each takes a microsecond."""
 _ITEM = 0xFFFEE000
 _ITEM_END = 0xFFFEE00D
 _SEQUENCE_END = 0xFFFEE0DD
@@ -38,7 +43,7 @@ class Raw:
 
     Attributes:
         vr: Two letters; empty where the transfer syntax has implicit VR.
-        value: Its bytes; None where its length is undefined.
+        value: Its bytes; None where its length is undefined, or more than anybody asks for.
     """
 
     vr: bytes
@@ -55,6 +60,8 @@ class Walked:
         missing_bytes: Of pixels that are cut off.
         odd: Why the walk ended before the end; empty where it didn't.
         ended_at: Where the next element would begin, in bytes.
+        too_long: Tags of wanted ones that are longer than anything that is asked for.
+        too_many: There are more elements than any real object has; the walk ended there.
     """
 
     elements: dict[int, Raw]
@@ -62,6 +69,8 @@ class Walked:
     missing_bytes: int
     odd: str
     ended_at: int
+    too_long: frozenset[int] = frozenset()
+    too_many: bool = False
 
 
 class _Odd(Exception):
@@ -98,7 +107,15 @@ def walk(
         odd = "they end in the middle of an element"
     except _Odd as error:
         odd = str(error)
-    return Walked(pass_.elements, pass_.pixels, pass_.missing_bytes, odd, pass_.place)
+    return Walked(
+        pass_.elements,
+        pass_.pixels,
+        pass_.missing_bytes,
+        odd,
+        pass_.place,
+        frozenset(pass_.too_long),
+        pass_.left <= 0,
+    )
 
 
 class _Pass:
@@ -117,6 +134,8 @@ class _Pass:
         self.pixels = 0
         self.missing_bytes = 0
         self.place = 0
+        self.too_long: set[int] = set()
+        self.left = _ELEMENTS_LIMIT
 
     def go(self, place: int, last_group: int) -> None:
         """From `place` on."""
@@ -146,6 +165,9 @@ class _Pass:
             elif value + length > end:
                 msg = f"element ({tag >> 16:04X},{tag & 0xFFFF:04X}) is longer than what is left"
                 raise _Odd(msg)
+            elif tag in wanted and length > _VALUE_LIMIT_BYTES:
+                self.elements[tag] = Raw(vr, None)
+                self.too_long.add(tag)
             elif tag in wanted:
                 self.elements[tag] = Raw(vr, bytes(encoded[value : value + length]))
             place = value + length
@@ -153,6 +175,10 @@ class _Pass:
 
     def _element(self, place: int, *, explicit: bool) -> tuple[int, bytes, int, int]:
         """Tag, VR (empty where implicit), length, and where the value begins."""
+        self.left -= 1
+        if self.left <= 0:
+            msg = f"there are more than {_ELEMENTS_LIMIT} elements"
+            raise _Odd(msg)
         if not explicit:
             group, element = self._tag(self._bytes, place)
             return group << 16 | element, b"", self._long(self._bytes, place + 4)[0], place + 8

@@ -38,6 +38,8 @@ UNREADABLE = (
 )
 """What pydicom raises on data sets that are none, and on values that are none."""
 _PIXEL_REPRESENTATION = 0x00280103
+_REMEMBERED_BYTES = 1024
+"""Of a value that all slices have in common; what a stranger writes must not stay for ever."""
 
 
 class Elements(Protocol):
@@ -67,7 +69,9 @@ class RawElements:
         raw = self._elements.get(_tag_of(keyword))
         if raw is None:
             return None
-        return _converted(_tag_of(keyword), raw, self._signed, self._is_implicit_vr)
+        long = len(raw.value or b"") > _REMEMBERED_BYTES
+        convert = _convert if long else _converted
+        return convert(_tag_of(keyword), raw, self._signed, self._is_implicit_vr)
 
 
 @lru_cache(maxsize=1024)
@@ -77,8 +81,7 @@ def _tag_of(keyword: str) -> int:
     return tag
 
 
-@lru_cache(maxsize=8192)
-def _converted(tag: int, raw: Raw, signed: Raw | None, is_implicit_vr: bool) -> Any:
+def _convert(tag: int, raw: Raw, signed: Raw | None, is_implicit_vr: bool) -> Any:
     """One value, as pydicom makes it; of some, Pixel Representation decides (PS3.5 Annex A)."""
     ds = Dataset()
     ds.set_original_encoding(is_implicit_vr, True, "iso8859")
@@ -86,6 +89,9 @@ def _converted(tag: int, raw: Raw, signed: Raw | None, is_implicit_vr: bool) -> 
         ds[_PIXEL_REPRESENTATION] = _as_read(_PIXEL_REPRESENTATION, signed, is_implicit_vr)
     ds[tag] = _as_read(tag, raw, is_implicit_vr)
     return ds[tag].value
+
+
+_converted = lru_cache(maxsize=8192)(_convert)
 
 
 def _as_read(tag: int, raw: Raw, is_implicit_vr: bool) -> RawDataElement:

@@ -177,6 +177,13 @@ def _walked(path: Path) -> Header | None:
         if syntax in _WALKED_NOT or not _UID.fullmatch(syntax):
             return None
         found = walk(encoded, _WANTED, transfer_syntax_uid=syntax, begins_at=meta.ended_at)
+    if found.too_many or any(dictionary_VR(tag) != "SQ" for tag in found.too_long):
+        # pydicom would read all of it into memory, and a peer has chosen how much that is.
+        msg = (
+            "an instance of this series has elements as no image has them (a short value of more "
+            "than 64 KiB, or more than a million elements); look at it with a DICOM viewer"
+        )
+        raise UnusableSeries(msg, code="unsupported_object")
     if found.odd or not all(_is_plain(tag, raw) for tag, raw in found.elements.items()):
         return None
     elements = RawElements(found.elements, is_implicit_vr=syntax == IMPLICIT_LITTLE_ENDIAN)

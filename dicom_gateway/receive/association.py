@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from pynetdicom import AE, evt
+from pynetdicom.acse import ACSE
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import DimseServiceType
-from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.pdu_primitives import A_RELEASE, P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation
 
@@ -26,13 +27,10 @@ from dicom_gateway.receive.commands import StoreRequest
 from dicom_gateway.receive.incoming import Spool
 from dicom_gateway.receive.limits import LimitedSocket
 from dicom_gateway.receive.listener import Connection
-from dicom_gateway.receive.messages import LimitedDimse
+from dicom_gateway.receive.messages import FRAGMENT_HEAD_BYTES, LimitedDimse
 from dicom_gateway.receive.reader import Reader, tell_nonsense
 from dicom_gateway.receive.waiting import TellingQueue
 from dicom_gateway.tls import PeerCertificate, peer_certificate
-
-_FRAGMENT_HEAD_BYTES = 6
-"""Of a presentation data value: length, context, message control header."""
 
 _log = get_logger(room="receive")
 
@@ -59,6 +57,27 @@ class Host(Protocol):
 
     def closed(self, association: LimitedAssociation) -> None:
         """Called exactly once for each association, however it ended."""
+
+
+class _Acse(ACSE):
+    """Hears of a release when all that came before it has been served, not earlier.
+
+    A peer may ask for it without waiting for its last answer; pynetdicom would let go of what it
+    had sent before.
+    """
+
+    def is_release_requested(self) -> bool:
+        """Whether the peer wants to end it; takes that from the queue."""
+        asked = self.dul.peek_next_pdu()
+        if not isinstance(asked, A_RELEASE) or asked.result is not None:
+            return False
+        messages = self.assoc.dimse
+        assert isinstance(messages, LimitedDimse)
+        # In this order: what was sent before the release is in the queue when that is.
+        if messages.has_waiting:
+            return False
+        self.dul.receive_pdu(wait=False)
+        return True
 
 
 class LimitedAssociation(Association):
@@ -95,6 +114,7 @@ class LimitedAssociation(Association):
             room_made=reader.bell.ring,
         )
         self.dimse = self.messages
+        self.acse = _Acse(self)
         # Release and abort come by another queue than messages.
         reader.to_user_queue = TellingQueue(self.messages.look_around)
         self.acceptor.maximum_length = entity.maximum_pdu_size
@@ -172,9 +192,8 @@ class LimitedAssociation(Association):
         Source: PS3.8 Annex E.2: in fragments where the peer takes only short PDUs.
         """
         assert context.context_id is not None
-        longest = self.dimse.maximum_pdu_size  # 0: whatever length
-        step = longest - _FRAGMENT_HEAD_BYTES if longest else len(command)
-        step = max(1, step)
+        longest = self.messages.maximum_pdu_size  # 0: whatever length
+        step = longest - FRAGMENT_HEAD_BYTES if longest else len(command)
         for start in range(0, len(command), step):
             fragment = command[start : start + step]
             control = b"\3" if start + step >= len(command) else b"\1"

@@ -32,6 +32,8 @@ from dicom_gateway.receive.commands import StoreCommand, StoreRequest, read_stor
 from dicom_gateway.receive.incoming import Incoming, Spool
 from dicom_gateway.receive.waiting import LOOK_AROUND_EVERY_S
 
+FRAGMENT_HEAD_BYTES = 6
+"""Of a presentation data value: length, context, message control header (PS3.8 9.3.5.1)."""
 _COMMAND_LIMIT_BYTES = 64 * 1024
 """A command set (PS3.7 E) has a few hundred bytes."""
 _INFORMATION_LIMIT_BYTES = 4 * 1024 * 1024
@@ -99,6 +101,21 @@ class LimitedDimse(DIMSEServiceProvider):
     def has_room(self) -> bool:
         """Whether another message may come before those that have come are served."""
         return self.msg_queue.qsize() < _WAITING_MESSAGES
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a message has come that isn't served yet."""
+        with self.msg_queue.mutex:
+            return any(message is not None for _, message in self.msg_queue.queue)
+
+    @property
+    def maximum_pdu_size(self) -> int:
+        """What the peer takes; 0: any length, as for one that doesn't say (PS3.8 D.1).
+
+        One that leaves no room for a single byte is taken for the shortest that does.
+        """
+        size: int | None = super().maximum_pdu_size
+        return max(size, FRAGMENT_HEAD_BYTES + 1) if size else 0
 
     def look_around(self) -> None:
         """Wakes whoever waits for a message: something else has come."""

@@ -45,10 +45,11 @@ class Reader(DULServiceProvider):
     def run_reactor(self) -> None:
         """The reader's thread."""
         association = self.assoc
+        # First of all: whatever goes wrong here, the association must not wait for it.
+        association._dul_ready.set()
         try:
             with self.bell.hung_up():
                 self._idle_timer.start()
-                association._dul_ready.set()
                 while not self._kill_thread:
                     self._turn()
         except Exception as error:  # noqa: BLE001 - outermost edge of pynetdicom's reader thread

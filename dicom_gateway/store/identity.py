@@ -34,6 +34,8 @@ _WANTED = {
 # dots gets through.
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 _UID_LIMIT = 64
+_TOO_LONG = b"?"
+"""Stands for a value that is too long to be one, and wasn't copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,11 @@ def identify_bytes(
     if walked.odd and _SERIES_INSTANCE_UID not in walked.elements:
         msg = f"the bytes are no data set in the negotiated transfer syntax: {walked.odd}"
         raise NotADataSet(msg)
-    values = {tag: raw.value or b"" for tag, raw in walked.elements.items()}
+    # One that is far too long isn't copied, and isn't missing: it is no UID.
+    values = {
+        tag: _TOO_LONG if tag in walked.too_long else raw.value or b""
+        for tag, raw in walked.elements.items()
+    }
     return Identity(
         sop_class_uid=_uid(values, _SOP_CLASS_UID),
         sop_instance_uid=_uid(values, _SOP_INSTANCE_UID),

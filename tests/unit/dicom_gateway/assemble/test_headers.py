@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from dicom_gateway.assemble import elements
 from dicom_gateway.assemble.elements import UNREADABLE
 from dicom_gateway.assemble.frames import frames_of
 from dicom_gateway.assemble.headers import Header, _read, _walked, read_header
@@ -73,6 +74,38 @@ def test_what_needs_a_character_set_is_left_to_pydicom(tmp_path: Path) -> None:
     (path,) = write_series(tmp_path, series)
     assert _walked(path) is None
     assert dict(read_header(path).traits)["stack"] == "стопка"
+
+
+def test_what_no_image_has_is_refused_and_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short value of a hundred kilobytes, or elements without end: neither stays in memory."""
+    series = a_ct_series(1, rows=4, columns=4, transfer_syntax_uid=ImplicitVRLittleEndian)
+    (path,) = write_series(tmp_path, series)
+    assert read_header(path).rows == 4
+    with monkeypatch.context() as few:
+        few.setattr("dicom_gateway.walk._ELEMENTS_LIMIT", 20)
+        with pytest.raises(UnusableSeries, match="as no image has them"):
+            read_header(path)
+    series[0].ViewPosition = "A" * 100_000
+    (path,) = write_series(tmp_path, series)
+    with pytest.raises(UnusableSeries, match="as no image has them"):
+        read_header(path)
+
+
+def test_a_long_value_is_not_remembered(tmp_path: Path) -> None:
+    """What is converted once for a series is short; the rest of it has no place in memory."""
+
+    def remembered(view_position: str) -> int:
+        series = a_ct_series(1, rows=4, columns=4, transfer_syntax_uid=ImplicitVRLittleEndian)
+        series[0].ViewPosition = view_position
+        (path,) = write_series(tmp_path, series)
+        read_header(path)
+        before = elements._converted.cache_info().hits
+        assert read_header(path).view_position == view_position[:16]
+        return elements._converted.cache_info().hits - before
+
+    assert remembered("LONG" * 1000) == remembered("AP") - 1
 
 
 @pytest.mark.filterwarnings("ignore")  # pydicom's own, about what it finds odd

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -135,6 +136,46 @@ def test_what_is_no_uid_is_refused_and_not_repeated(tag: str, value: bytes) -> N
 
     assert CANARY not in str(refusal.value)
     assert tag in str(refusal.value)
+
+
+def _as_long(arrival: Arrival, element: int, length: int) -> Arrival:
+    """The same in implicit VR, where (0008,xxxx) has a value of that length."""
+    place = arrival.encoded_dataset.index(struct.pack("<HH", 0x0008, element))
+    (before,) = struct.unpack_from("<I", arrival.encoded_dataset, place + 4)
+    changed = (
+        arrival.encoded_dataset[: place + 4]
+        + struct.pack("<I", length)
+        + b"1" * length
+        + arrival.encoded_dataset[place + 8 + before :]
+    )
+    return dataclasses.replace(arrival, encoded_dataset=changed)
+
+
+def test_a_value_that_is_far_too_long_is_not_even_copied() -> None:
+    """Its length is the peer's choice; what is kept in memory of it isn't."""
+    arrival = an_arrival(an_instance(transfer_syntax_uid=ImplicitVRLittleEndian))
+    with pytest.raises(BadIdentifier, match="is no UID"):
+        identify(_as_long(arrival, 0x0018, 1 << 20))
+
+    long = _as_long(arrival, 0x0060, 64 << 20)
+    tracemalloc.start()
+    assert identify(long).modality == ""
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_more_elements_than_any_object_has_are_not_counted_to_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Empty items of eight bytes: the thread that receives has others to serve."""
+    monkeypatch.setattr("dicom_gateway.walk._ELEMENTS_LIMIT", 1000)
+    opening = struct.pack("<HHI", 0x0008, 0x0012, 0xFFFFFFFF)
+    items = struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 2000
+    closing = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    arrival = an_arrival(an_instance(transfer_syntax_uid=ImplicitVRLittleEndian))
+    stuffed = opening + items + closing + arrival.encoded_dataset
+    with pytest.raises(NotADataSet, match="more than 1000 elements"):
+        identify(dataclasses.replace(arrival, encoded_dataset=stuffed))
 
 
 def test_a_leading_zero_in_a_uid_is_tolerated() -> None:
