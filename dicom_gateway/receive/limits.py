@@ -70,6 +70,7 @@ class LimitedSocket(AssociationSocket):
         self._peer = peer
         self._pdu_type = 0
         self._read_ahead = b""
+        self._first = b""
         self._buffer = bytearray()
         self._sending = threading.Lock()
 
@@ -98,7 +99,7 @@ class LimitedSocket(AssociationSocket):
             if bell is not None:
                 bell.wait(timeout_s)
             return False
-        if isinstance(connection, ssl.SSLSocket) and connection.pending():
+        if self._first or (isinstance(connection, ssl.SSLSocket) and connection.pending()):
             return True
         poll = select.poll()
         try:
@@ -111,7 +112,27 @@ class LimitedSocket(AssociationSocket):
             return False
         if bell is not None:
             bell.heard()
-        return connection.fileno() in found
+        if connection.fileno() not in found:
+            return False
+        return not isinstance(connection, ssl.SSLSocket) or self._brings_data(connection)
+
+    def _brings_data(self, connection: ssl.SSLSocket) -> bool:
+        """Whether what has come through TLS holds a byte for us; keeps that one.
+
+        It may be half a record, or a message of TLS's own: whoever read on would wait for the
+        rest, and so would an answer that only this thread may send.
+        """
+        try:
+            connection.settimeout(0.0)
+            try:
+                self._first = connection.recv(1)
+            finally:
+                connection.settimeout(self._peer.settings.idle_timeout_s)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        except OSError:
+            pass  # whoever reads meets it again, and what follows from it
+        return True
 
     def recv_data(self) -> memoryview | None:
         """Reads a P-DATA-TF PDU and gives what follows its head; None where it is another PDU.
@@ -185,7 +206,8 @@ class LimitedSocket(AssociationSocket):
         """
         connection = self.socket
         assert connection is not None
-        came = 0
+        came = len(self._first)
+        place[:came], self._first = self._first, b""
         while came < len(place):
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import structlog.testing
@@ -23,6 +24,18 @@ from tests.support.certificates import Authority, Credentials, an_authority, wit
 from tests.support.dicom import a_ct_series, encoded, write_series
 from tests.support.gateway import Door, an_open_door
 from tests.support.peers import echoscu, storescu
+from tests.support.raw_peer import (
+    ASSOCIATE_AC,
+    P_DATA,
+    a_c_echo,
+    a_c_store,
+    a_fragment,
+    an_association_request,
+    pdu,
+    usual_contexts,
+)
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +283,47 @@ def test_a_door_with_a_bad_certificate_does_not_open(
     with pytest.raises(ConfigurationError, match="not the one of the certificate"):
         receiver.start()
     assert not receiver.is_alive
+
+
+def test_an_answer_does_not_wait_for_the_rest_of_a_record(
+    tmp_path: Path, authority: Authority, ours: Credentials, scanner: Credentials
+) -> None:
+    """Half a TLS record lies in the socket while an instance is kept: its answer goes out."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(authority.certificate)
+    context.load_cert_chain(scanner.certificate, scanner.key)
+    (ds,) = a_ct_series(1, rows=8, columns=8)
+    command = a_fragment(3, a_c_store(str(ds.SOPInstanceUID)), command=True, last=True)
+    store = pdu(P_DATA, command + a_fragment(3, encoded(ds), command=False, last=True))
+    echo = pdu(P_DATA, a_fragment(1, a_c_echo(), command=True, last=True))
+    with (
+        a_tls_door(tmp_path, authority, ours, idle_timeout_s=20.0) as door,
+        socket.create_connection(("127.0.0.1", door.receiver.tls_port), timeout=30.0) as raw,
+    ):
+        coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(coming, going)
+
+        def hear(ask: Callable[[], T]) -> T:
+            while True:
+                try:
+                    return ask()
+                except ssl.SSLWantReadError:
+                    raw.sendall(going.read())
+                    coming.write(raw.recv(65536))
+
+        hear(tls.do_handshake)
+        tls.write(an_association_request(usual_contexts()))
+        raw.sendall(going.read())
+        assert hear(lambda: tls.read(65536))[0] == ASSOCIATE_AC
+        tls.write(store)
+        whole = going.read()
+        tls.write(echo)
+        half = going.read()
+        raw.sendall(whole + half[:40])
+        began_s = time.monotonic()
+        assert hear(lambda: tls.read(65536))[0] == P_DATA
+        assert time.monotonic() - began_s < 10.0  # not only when the peer's silence has ended it
+        raw.sendall(half[40:])
+        assert hear(lambda: tls.read(65536))[0] == P_DATA
+        assert len(door.kept) == 1
