@@ -262,9 +262,7 @@ def write_repository(folder: Path, bundles: Sequence[Path]) -> list[str]:
     return names
 
 
-def busy(
-    plan: Plan, bundles: Sequence[Path] = (), say: Say = lambda _what: None
-) -> tuple[Found, Shares]:
+def busy(plan: Plan, bundles: Sequence[Path] = (), say: Say = lambda _what: None) -> Found:
     """Runs all of it, on a tritonserver and a gateway of its own.
 
     Args:
@@ -300,7 +298,7 @@ def busy(
             alone = _alone(running, folder / "study", titles, counts, say)
             say(f"{plan.in_flight} studies in flight for {plan.seconds:.0f} s")
             found = _together(running, folder / "study", titles, counts, plan, say=say)
-    return _as_found(found, alone, plan), found
+    return _as_found(found, alone, plan)
 
 
 def _alone(
@@ -414,7 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(what: str) -> None:
         print(what, flush=True)
 
-    found, _ = busy(replace(plan, **given), chosen.bundle, say)
+    found = busy(replace(plan, **given), chosen.bundle, say)
     report = Report(setting | found.devices, found.measurements, found.shown)
     print(report.markdown())
     if chosen.out is not None:

@@ -63,7 +63,7 @@ def _growth(stage: Stage) -> Found:
 
 def _busy(stage: Stage) -> Found:
     others = [one for one in stage.bundles if one.name != MODEL]
-    return busy.busy(busy.Plan(), others, stage.say)[0]
+    return busy.busy(busy.Plan(), others, stage.say)
 
 
 def _outside(stage: Stage, bundle: Path, volume: Volume) -> Found:

@@ -142,7 +142,8 @@ def read_header(path: Path) -> Header:
     """Reads one header, in less than a millisecond; pixels are not touched.
 
     Raises:
-        UnusableSeries: (unsupported_object) when the file is no DICOM file (any more).
+        UnusableSeries: (unsupported_object) when the file is no DICOM file (any more), or has
+            elements as no image has them.
     """
     try:
         return _walked(path) or _read(path)

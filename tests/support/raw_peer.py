@@ -37,11 +37,17 @@ def a_context(number: int, abstract_syntax: str, syntaxes: Sequence[str]) -> byt
 
 
 def an_association_request(
-    contexts: Sequence[bytes], *, called: str = "LUNG", calling: str = "SCANNER", more: bytes = b""
+    contexts: Sequence[bytes],
+    *,
+    called: str = "LUNG",
+    calling: str = "SCANNER",
+    more: bytes = b"",
+    maximum_length: int | None = 131072,
 ) -> bytes:
     """A whole A-ASSOCIATE-RQ; `more` are further items of user information."""
     titles = called.encode().ljust(16) + calling.encode().ljust(16)
-    user = item(0x51, struct.pack(">L", 131072)) + item(0x52, b"1.2.3.4") + more
+    user = b"" if maximum_length is None else item(0x51, struct.pack(">L", maximum_length))
+    user += item(0x52, b"1.2.3.4") + more
     value = struct.pack(">HH", 1, 0) + titles + b"\0" * 32
     value += item(0x10, APPLICATION_CONTEXT.encode()) + b"".join(contexts) + item(0x50, user)
     return pdu(ASSOCIATE_RQ, value)
@@ -74,6 +80,17 @@ def a_c_store(
             (0x1000, _even(sop_instance_uid)),
         ]
     )
+
+
+def a_store(data_set: bytes, sop_instance_uid: str) -> bytes:
+    """A whole C-STORE in one PDU."""
+    command = a_fragment(3, a_c_store(sop_instance_uid), command=True, last=True)
+    return pdu(P_DATA, command + a_fragment(3, data_set, command=False, last=True))
+
+
+def an_echo() -> bytes:
+    """A whole C-ECHO in one PDU."""
+    return pdu(P_DATA, a_fragment(1, a_c_echo(), command=True, last=True))
 
 
 def a_c_echo(message_id: int = 1) -> bytes:
@@ -128,7 +145,7 @@ class RawPeer:
 
     def echo(self) -> int | None:
         """A C-ECHO; gives the status."""
-        self.say(pdu(P_DATA, a_fragment(1, a_c_echo(), command=True, last=True)))
+        self.say(an_echo())
         return self._status()
 
     def until_shown_out(self) -> None:

@@ -129,6 +129,7 @@ def test_many_jobs_share_six_to_three_to_one_and_each_ends_once(
         since = [(one, priority) for number, one, priority in starts if number > last]
         before = since[: [one for one, _ in since].index(job_id)]
         # Other immediate ones, of a worker that was killed, are as urgent and were there first.
+        assert all(one < job_id for one, priority in before if priority == "immediate")
         waiting = [one for one, priority in before if priority != "immediate"]
         assert len(waiting) <= PROCESSES * WORKERS, "whoever is free next takes it"
 

@@ -14,24 +14,19 @@ from tests.support.dicom import a_ct_series, encoded
 from tests.support.gateway import an_open_door
 from tests.support.patience import until
 from tests.support.raw_peer import (
-    APPLICATION_CONTEXT,
     ASSOCIATE_AC,
-    ASSOCIATE_RQ,
     P_DATA,
     RELEASE_RP,
     RELEASE_RQ,
-    a_c_echo,
-    a_c_store,
-    a_fragment,
     a_raw_peer,
+    a_store,
     an_association_request,
-    item,
+    an_echo,
     pdu,
     usual_contexts,
 )
 
 _RELEASE = pdu(RELEASE_RQ, b"\0\0\0\0")
-_ECHO = pdu(P_DATA, a_fragment(1, a_c_echo(), command=True, last=True))
 
 
 def test_a_release_right_behind_an_instance_waits_until_it_is_kept(tmp_path: Path) -> None:
@@ -39,8 +34,8 @@ def test_a_release_right_behind_an_instance_waits_until_it_is_kept(tmp_path: Pat
     with an_open_door(tmp_path) as door:
         for _ in range(25):
             (ds,) = a_ct_series(1, rows=8, columns=8)
-            uid, data_set = str(ds.SOPInstanceUID), encoded(ds)
-            store = _store_of(uid, data_set)
+            uid = str(ds.SOPInstanceUID)
+            store = a_store(encoded(ds), uid)
             with a_raw_peer(door.port) as peer:
                 assert peer.associate() == ASSOCIATE_AC
                 for _ in range(2):
@@ -55,21 +50,18 @@ def test_a_release_right_behind_an_instance_waits_until_it_is_kept(tmp_path: Pat
 @pytest.mark.parametrize("maximum", [None, 0, 1, 6, 7, 16])
 def test_a_peer_that_takes_odd_lengths_is_answered(tmp_path: Path, maximum: int | None) -> None:
     """No Maximum Length at all, or one that leaves no room: its answers are as short as can be."""
-    user = b"" if maximum is None else item(0x51, struct.pack(">L", maximum))
-    value = struct.pack(">HH", 1, 0) + b"LUNG".ljust(16) + b"SCANNER".ljust(16) + b"\0" * 32
-    value += item(0x10, APPLICATION_CONTEXT.encode()) + b"".join(usual_contexts())
-    request = pdu(ASSOCIATE_RQ, value + item(0x50, user + item(0x52, b"1.2.3.4")))
     (ds,) = a_ct_series(1, rows=8, columns=8)
     with an_open_door(tmp_path) as door, a_raw_peer(door.port) as peer:
-        peer.say(request)
+        peer.say(an_association_request(usual_contexts(), maximum_length=maximum))
         assert peer.hear()[0] == ASSOCIATE_AC
-        for ask in (_store_of(str(ds.SOPInstanceUID), encoded(ds)), _ECHO):
+        for ask in (a_store(encoded(ds), str(ds.SOPInstanceUID)), an_echo()):
             peer.say(ask)
             answer, is_last = b"", False
             while not is_last:
                 kind, value = peer.hear()
                 assert kind == P_DATA
-                assert len(value) <= max(7, maximum) if maximum else True
+                if maximum:
+                    assert len(value) <= max(7, maximum)
                 answer, is_last = answer + value[6:], bool(value[5] & 2)
             assert struct.pack("<HHLH", 0, 0x0900, 2, 0) in answer
         assert len(door.kept) == 1
@@ -91,8 +83,3 @@ def test_a_connection_for_which_no_descriptor_is_left_ends(
         until(lambda: not [one for one in threading.enumerate() if "association" in one.name])
         with a_raw_peer(door.port) as peer:
             assert peer.associate() == ASSOCIATE_AC
-
-
-def _store_of(uid: str, data_set: bytes) -> bytes:
-    command = a_fragment(3, a_c_store(uid), command=True, last=True)
-    return pdu(P_DATA, command + a_fragment(3, data_set, command=False, last=True))

@@ -27,11 +27,9 @@ from tests.support.peers import echoscu, storescu
 from tests.support.raw_peer import (
     ASSOCIATE_AC,
     P_DATA,
-    a_c_echo,
-    a_c_store,
-    a_fragment,
+    a_store,
     an_association_request,
-    pdu,
+    an_echo,
     usual_contexts,
 )
 
@@ -294,9 +292,6 @@ def test_an_answer_does_not_wait_for_the_rest_of_a_record(
     context.load_verify_locations(authority.certificate)
     context.load_cert_chain(scanner.certificate, scanner.key)
     (ds,) = a_ct_series(1, rows=8, columns=8)
-    command = a_fragment(3, a_c_store(str(ds.SOPInstanceUID)), command=True, last=True)
-    store = pdu(P_DATA, command + a_fragment(3, encoded(ds), command=False, last=True))
-    echo = pdu(P_DATA, a_fragment(1, a_c_echo(), command=True, last=True))
     with (
         a_tls_door(tmp_path, authority, ours, idle_timeout_s=20.0) as door,
         socket.create_connection(("127.0.0.1", door.receiver.tls_port), timeout=30.0) as raw,
@@ -316,9 +311,9 @@ def test_an_answer_does_not_wait_for_the_rest_of_a_record(
         tls.write(an_association_request(usual_contexts()))
         raw.sendall(going.read())
         assert hear(lambda: tls.read(65536))[0] == ASSOCIATE_AC
-        tls.write(store)
+        tls.write(a_store(encoded(ds), str(ds.SOPInstanceUID)))
         whole = going.read()
-        tls.write(echo)
+        tls.write(an_echo())
         half = going.read()
         raw.sendall(whole + half[:40])
         began_s = time.monotonic()

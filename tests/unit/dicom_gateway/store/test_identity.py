@@ -159,9 +159,11 @@ def test_a_value_that_is_far_too_long_is_not_even_copied() -> None:
 
     long = _as_long(arrival, 0x0060, 64 << 20)
     tracemalloc.start()
-    assert identify(long).modality == ""
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    tracemalloc.stop()
+    try:
+        assert identify(long).modality == ""
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_more_elements_than_any_object_has_are_not_counted_to_the_end(
