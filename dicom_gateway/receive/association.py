@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from pynetdicom import AE, evt
 from pynetdicom.acse import ACSE
@@ -68,7 +68,8 @@ class _Acse(ACSE):
 
     def is_release_requested(self) -> bool:
         """Whether the peer wants to end it; takes that from the queue."""
-        asked = self.dul.peek_next_pdu()
+        # Its type hangs on the order in which mypy reads pynetdicom's modules.
+        asked = cast("object", self.dul.peek_next_pdu())
         if not isinstance(asked, A_RELEASE) or asked.result is not None:
             return False
         messages = self.assoc.dimse
