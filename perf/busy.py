@@ -3,13 +3,13 @@
     python -m perf.busy            three pipelines, eight studies in flight, some minutes
     python -m perf.busy --quick    a smoke test
 
-Three pipelines on one tritonserver behind one gateway: lung_ct, whose network is small, and two
-of a usual size, given (`--bundle`) or else generated. A site has studies of all kinds: they are
-sent in turn, as many of each. For one that has its result the next one is sent, so that always
-as many as wanted have arrived and have no result yet; the window of the measurement is while
-that is so. Each network's own processor time is counted inside the inferers (`perf/counted.py`);
-everybody else's comes from the kernel's clocks. What remains of the cores is sender, destination,
-whatever else runs on this machine, and idle.
+Three pipelines on one tritonserver behind one gateway: lung_ct, whose network is small, one of a
+usual size and a large one, given (`--bundle`) or else generated. A site has studies of all kinds:
+they are sent in turn, as many of each. For one that has its result the next one is sent, so that
+always as many as wanted have arrived and have no result yet; the window of the measurement is
+while that is so. Each network's own processor time is counted inside the inferers
+(`perf/counted.py`); everybody else's comes from the kernel's clocks. What remains of the cores is
+sender, destination, whatever else runs on this machine, and idle.
 
 Before, each pipeline has a study to itself: the processor time that a network takes for a study
 then, beside what it takes in the crowd, tells how much of "in the network" is waiting for cores.
@@ -42,13 +42,14 @@ from perf.road import RoadFailed
 from perf.sections import Found
 from perf.site import Site, site
 from perf.sizes import COVERED_MM
-from perf.usual_bundle import write_usual_bundle
+from perf.usual_bundle import LARGE, USUAL, write_usual_bundle
 from perf.watch import Watch
 from perf.workers import same_threads
 
 _PIPELINES = Path(__file__).resolve().parent.parent / "ensemble_builder" / "pipelines"
 WANTED_SHARE = 0.85
-_PIPELINES_AT_ONCE = 3
+_GENERATED = (("usual_unet", USUAL), ("large_unet", LARGE))
+"""Beside lung_ct, in place of those that are not given."""
 _SENDERS = 2
 _SAY_EVERY_S = 10
 _LOOK_EVERY_S = 0.2
@@ -278,8 +279,10 @@ def busy(plan: Plan, bundles: Sequence[Path] = (), say: Say = lambda _what: None
     same_threads()
     with tempfile.TemporaryDirectory(prefix="tritome-busy-") as place:
         folder = Path(place)
-        missing = range(len(bundles), _PIPELINES_AT_ONCE - 1)
-        generated = [write_usual_bundle(folder / f"usual_unet_{n}") for n in missing]
+        generated = [
+            write_usual_bundle(folder / name, network)
+            for name, network in _GENERATED[len(bundles) :]
+        ]
         bundles = [_PIPELINES / "lung_ct", *bundles, *generated]
         names = write_repository(folder / "repository", bundles)
         say("painting a chest")

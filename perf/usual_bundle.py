@@ -1,4 +1,4 @@
-"""A bundle with a UNet of a usual size, for when no other is given: an abdominal CT's, say.
+"""Bundles with a UNet of a usual size and of a large one, for when no others are given.
 
 In: a folder. Out: a MONAI bundle without weights, as the builder takes it with random ones.
 """
@@ -6,6 +6,8 @@ In: a folder. Out: a MONAI bundle without weights, as the builder takes it with 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,6 @@ _CONFIG: dict[str, Any] = {
         "spatial_dims": 3,
         "in_channels": 1,
         "out_channels": 2,
-        "channels": [16, 32, 64, 128, 256],
         "strides": [2, 2, 2, 2],
         "num_res_units": 2,
         "norm": "batch",
@@ -47,7 +48,6 @@ _CONFIG: dict[str, Any] = {
         "_target_": "SlidingWindowInferer",
         "roi_size": [96, 96, 96],
         "sw_batch_size": 2,
-        "overlap": 0.25,
     },
     "postprocessing": {
         "_target_": "Compose",
@@ -67,7 +67,7 @@ _CONFIG: dict[str, Any] = {
 }
 _METADATA = {
     "version": "0.1.0",
-    "description": "A UNet of a usual size with random weights: it measures, it doesn't segment",
+    "description": "A UNet with random weights: it measures, it doesn't segment",
     "intended_use": "no medical use",
     "network_data_format": {
         "inputs": {"image": {"modality": "CT"}},
@@ -76,10 +76,33 @@ _METADATA = {
 }
 
 
-def write_usual_bundle(folder: Path) -> Path:
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How much a study costs.
+
+    Attributes:
+        channels: Of the UNet, from the full resolution down.
+        overlap: Of two neighbouring windows, as a share of one.
+    """
+
+    channels: Sequence[int]
+    overlap: float
+
+
+USUAL = Network((16, 32, 64, 128, 256), 0.25)
+"""The Model Zoo's spleen network, an abdominal CT."""
+LARGE = Network((32, 64, 128, 256, 320), 0.5)
+"""What nnU-Net (Isensee et al. 2021) plans for such a CT: its channels, windows by halves."""
+
+
+def write_usual_bundle(folder: Path, network: Network = USUAL) -> Path:
     """Writes it and returns its folder, whose name becomes the pipeline's."""
     (folder / "configs").mkdir(parents=True)
-    for name, document in (("inference", _CONFIG), ("metadata", _METADATA)):
+    config = _CONFIG | {
+        "network_def": _CONFIG["network_def"] | {"channels": list(network.channels)},
+        "inferer": _CONFIG["inferer"] | {"overlap": network.overlap},
+    }
+    for name, document in (("inference", config), ("metadata", _METADATA)):
         path = folder / "configs" / f"{name}.json"
         path.write_text(json.dumps(document, indent=2), encoding="utf-8")
     return folder
