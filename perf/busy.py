@@ -52,8 +52,13 @@ _GENERATED = (("usual_unet", USUAL), ("large_unet", LARGE))
 """Beside lung_ct, in place of those that are not given."""
 _SENDERS = 2
 _SAY_EVERY_S = 10
-_LOOK_EVERY_S = 0.2
+_LOOK_EVERY_S = 1.0
+"""A look costs some milliseconds of the cores that are measured."""
+_ASK_EVERY_S = 0.5
+"""Whether there is room for another study."""
 _SEED = 20
+
+_NOT_OURS, _IDLE = "senders, destination, others on this machine", "idle"
 
 Say = Callable[[str], None]
 
@@ -85,6 +90,7 @@ class Look:
     Attributes:
         at_s: On a steady clock.
         in_flight: Studies that have arrived and have no result.
+        delivered: Studies whose results have arrived, since the site began.
         by_role: Of the site's processes.
         networks: By model: of the networks in it, a part of the role's.
         calls: By model: calls of its network.
@@ -93,6 +99,7 @@ class Look:
 
     at_s: float
     in_flight: int
+    delivered: int
     by_role: Mapping[str, float]
     networks: Mapping[str, float]
     calls: Mapping[str, int]
@@ -108,12 +115,14 @@ class Shares:
         networks: By model.
         others: By role, without the networks; then the rest of the machine, and idle.
         calls: By model.
+        studies: Whose results arrived.
     """
 
     seconds: float
     networks: Mapping[str, float]
     others: Mapping[str, float]
     calls: Mapping[str, int] = field(default_factory=dict)
+    studies: int = 0
 
     @property
     def in_networks(self) -> float:
@@ -123,7 +132,7 @@ class Shares:
     @property
     def in_networks_of_busy(self) -> float:
         """Of what the cores were busy with."""
-        return self.in_networks / max(1e-9, 1 - self.others["idle"])
+        return self.in_networks / max(1e-9, 1 - self.others[_IDLE])
 
 
 def shares(first: Look, last: Look, cores: int) -> Shares:
@@ -144,10 +153,11 @@ def shares(first: Look, last: Look, cores: int) -> Shares:
         else:
             others[role] = took
     busy = (last.machine - first.machine) / whole
-    others["senders, destination, others on this machine"] = max(0.0, busy - ours)
-    others["idle"] = max(0.0, 1 - max(busy, ours))
+    others[_NOT_OURS] = max(0.0, busy - ours)
+    others[_IDLE] = max(0.0, 1 - max(busy, ours))
     calls = {name: n - first.calls.get(name, 0) for name, n in last.calls.items()}
-    return Shares(seconds, networks, others, calls)
+    studies = last.delivered - first.delivered
+    return Shares(seconds, networks, others, calls, studies)
 
 
 def longest_window(looks: Sequence[Look], in_flight: int) -> tuple[Look, Look] | None:
@@ -179,7 +189,7 @@ class Senders:
         self._arrived = 0
         self._failed: list[str] = []
         self._threads = [threading.Thread(target=self._send, daemon=True) for _ in range(_SENDERS)]
-        self._before = running.jobs_by_state().get("delivered", 0)
+        self._before = delivered(running)
 
     @property
     def arrived(self) -> int:
@@ -190,7 +200,7 @@ class Senders:
     def in_flight(self) -> int:
         """How many of them have no result."""
         arrived = self.arrived
-        return arrived + self._before - self._site.jobs_by_state().get("delivered", 0)
+        return arrived + self._before - delivered(self._site)
 
     def __enter__(self) -> Senders:
         for thread in self._threads:
@@ -206,7 +216,7 @@ class Senders:
             raise RoadFailed(msg)
 
     def _send(self) -> None:
-        while not self._over.wait(_LOOK_EVERY_S):
+        while not self._over.wait(_ASK_EVERY_S):
             # More than wanted: while one arrives, as many as wanted are in flight.
             while self.in_flight() < self._wanted + _SENDERS and not self._over.is_set():
                 with self._mutex:
@@ -235,6 +245,11 @@ class BusyWatch(Watch):
         self.looks.append(look(self._site, self._counts, self._in_flight()))
 
 
+def delivered(running: Site) -> int:
+    """Studies whose results have arrived, since the site began."""
+    return running.jobs_by_state().get("delivered", 0)
+
+
 def look(running: Site, counts: Path, in_flight: int) -> Look:
     """Everybody's clocks, now."""
     by_role: dict[str, float] = {}
@@ -249,7 +264,7 @@ def look(running: Site, counts: Path, in_flight: int) -> Look:
             found: list[Count] = [read_count(counts, pid) for pid in pids]
             networks[model] = sum(one.seconds for one in found)
             calls[model] = sum(one.calls for one in found)
-    return Look(at_s, in_flight, by_role, networks, calls, machine)
+    return Look(at_s, in_flight, delivered(running), by_role, networks, calls, machine)
 
 
 def write_repository(folder: Path, bundles: Sequence[Path]) -> list[str]:
@@ -375,12 +390,28 @@ def _as_found(found: Shares, alone: Mapping[str, float], plan: Plan) -> Found:
         ),
         f"{name}, window": f"{found.seconds:.0f} s; of the busy time, "
         f"{found.in_networks_of_busy:.1%} in networks",
+        f"{name}, what a study takes beside its network": _beside(found),
         f"{name}, a call of a network": "; ".join(
             f"{model} {alone[model]:.2f} s of processor time alone, {seconds:.2f} s in the crowd"
             for model, seconds in crowd.items()
         ),
     }
     return Found([], [share], notes)
+
+
+def _beside(found: Shares) -> str:
+    """Of everybody who isn't a network; with it the share for other networks can be told."""
+    whole_s = len(os.sched_getaffinity(0)) * found.seconds / max(1, found.studies)
+    sides: dict[str, float] = {}
+    for what, part in found.others.items():
+        side = what if what in {_NOT_OURS, _IDLE} else what.split()[0]
+        sides[side] = sides.get(side, 0.0) + part * whole_s
+    sides.pop(_IDLE)
+    told = ", ".join(f"{side} {seconds:.1f}" for side, seconds in sides.items())
+    return (
+        f"{sum(sides.values()):.1f} s of processor time ({told}; {found.studies} studies), its "
+        f"network {found.in_networks * whole_s:.1f} s"
+    )
 
 
 def table(found: Shares) -> list[tuple[str, float]]:

@@ -32,7 +32,7 @@ _CONFIG: dict[str, Any] = {
             {"_target_": "LoadImaged", "keys": _KEYS},
             {"_target_": "EnsureChannelFirstd", "keys": _KEYS},
             {"_target_": "Orientationd", "keys": _KEYS, "axcodes": "RAS"},
-            {"_target_": "Spacingd", "keys": _KEYS, "pixdim": [2.0, 2.0, 2.5], "mode": "bilinear"},
+            {"_target_": "Spacingd", "keys": _KEYS, "pixdim": "@spacing_mm", "mode": "bilinear"},
             {
                 "_target_": "ScaleIntensityRanged",
                 "keys": _KEYS,
@@ -82,23 +82,26 @@ class Network:
 
     Attributes:
         channels: Of the UNet, from the full resolution down.
+        spacing_mm: Of the voxels that it sees, RAS.
         overlap: Of two neighbouring windows, as a share of one.
     """
 
     channels: Sequence[int]
+    spacing_mm: Sequence[float]
     overlap: float
 
 
-USUAL = Network((16, 32, 64, 128, 256), 0.25)
+USUAL = Network((16, 32, 64, 128, 256), (2.0, 2.0, 2.5), 0.25)
 """The Model Zoo's spleen network, an abdominal CT."""
-LARGE = Network((32, 64, 128, 256, 320), 0.5)
-"""What nnU-Net (Isensee et al. 2021) plans for such a CT: its channels, windows by halves."""
+LARGE = Network((32, 64, 128, 256, 320), (1.5, 1.5, 1.5), 0.5)
+"""nnU-Net's channels and half windows (Isensee et al. 2021) at TotalSegmentator's spacing."""
 
 
 def write_usual_bundle(folder: Path, network: Network = USUAL) -> Path:
     """Writes it and returns its folder, whose name becomes the pipeline's."""
     (folder / "configs").mkdir(parents=True)
     config = _CONFIG | {
+        "spacing_mm": list(network.spacing_mm),
         "network_def": _CONFIG["network_def"] | {"channels": list(network.channels)},
         "inferer": _CONFIG["inferer"] | {"overlap": network.overlap},
     }

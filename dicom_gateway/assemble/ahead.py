@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from dicom_gateway.assemble.arena import Arena
@@ -156,7 +157,8 @@ class Ahead:
     def _some_room(self, size_bytes: int) -> ArenaSpan | None:
         now_s = time.monotonic()
         with self._mutex:
-            old = [one for one in self._frames.values() if now_s - one.since_s > KEEP_S]
+            # They lie in the order in which they came.
+            old = list(takewhile(lambda one: now_s - one.since_s > KEEP_S, self._frames.values()))
         self._drop(old)
         while True:
             try:
@@ -165,10 +167,12 @@ class Ahead:
                 return None
             except ArenaFull:
                 with self._mutex:
-                    oldest = [one for one in self._frames.values() if one.ended.is_set()][:1]
-                if not oldest:
+                    oldest = next(
+                        (one for one in self._frames.values() if one.ended.is_set()), None
+                    )
+                if oldest is None:
                     return None
-                self._drop(oldest)
+                self._drop([oldest])
 
     def _drop(self, some: Iterable[_Decoded]) -> None:
         for one in some:

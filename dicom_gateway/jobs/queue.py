@@ -297,9 +297,8 @@ class JobQueue(JobDesk):
     def holds(self, job: Job) -> bool:
         """Whether a claimed job is still ours: not taken over, not cancelled by a person."""
         with reading(self._engine) as connection:
-            return (
-                connection.execute(sa.select(jobs.c.job_id).where(_ours(job))).first() is not None
-            )
+            found = connection.execute(_HOLDS, {"job": job.job_id, "with_fence": job.fence})
+            return found.first() is not None
 
     def renew(self, job: Job) -> bool:
         """Holds the lease for another `lease_s`; False when the job is no longer ours."""
@@ -537,6 +536,14 @@ def _is(state: JobState) -> sa.ColumnElement[bool]:
 def _once(value: sa.ColumnElement[float]) -> sa.ScalarSelect[float]:
     # Both databases would read the clock again for each row that they pass.
     return sa.select(value).scalar_subquery()
+
+
+# Built once: every job in hand asks it twice a second.
+_HOLDS = sa.select(jobs.c.job_id).where(
+    jobs.c.job_id == sa.bindparam("job"),
+    jobs.c.fence == sa.bindparam("with_fence"),
+    jobs.c.state == JobState.RUNNING.value,
+)
 
 
 def _ours(job: Job) -> sa.ColumnElement[bool]:

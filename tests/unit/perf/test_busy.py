@@ -21,10 +21,12 @@ def _look(
     network: float = 0.0,
     gateway: float = 0.0,
     machine: float = 0.0,
+    delivered: int = 0,
 ) -> Look:
     return Look(
         at_s,
         in_flight,
+        delivered,
         {"gateway": gateway, "server lungs_inferer": stub},
         {"lungs_inferer": network},
         {"lungs_inferer": int(network)},
@@ -35,7 +37,7 @@ def _look(
 def test_all_shares_together_are_the_cores() -> None:
     """Network, its stub's rest, gateway, others and idle add up to one."""
     first = _look(100, stub=50, network=40, gateway=7, machine=1000)
-    last = _look(110, stub=65, network=54, gateway=8, machine=1017)
+    last = _look(110, stub=65, network=54, gateway=8, machine=1017, delivered=3)
     found = shares(first, last, cores=2)
     assert found.in_networks == pytest.approx(14 / 20)
     assert found.others == pytest.approx(
@@ -48,6 +50,7 @@ def test_all_shares_together_are_the_cores() -> None:
     )
     assert found.in_networks_of_busy == pytest.approx(14 / 17)
     assert found.calls == {"lungs_inferer": 14}
+    assert found.studies == 3
     assert table(found)[0] == ("lungs_inferer, network", pytest.approx(14 / 20))
     assert sum(part for _, part in table(found)) == pytest.approx(1)
 
