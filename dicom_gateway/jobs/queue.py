@@ -34,6 +34,7 @@ from dicom_gateway.database import (
 from dicom_gateway.errors import ArenaFull, GatewayError, LeaseLost, Retryable
 from dicom_gateway.jobs import strikes
 from dicom_gateway.jobs.desk import JobDesk
+from dicom_gateway.jobs.lookups import HELD, LATE, OLDEST_DUE, is_held
 from dicom_gateway.jobs.news import Listener, News, tell_other_processes
 from dicom_gateway.jobs.owner import is_certainly_dead
 from dicom_gateway.jobs.rows import (
@@ -261,30 +262,11 @@ class JobQueue(JobDesk):
 
     @staticmethod
     def _oldest_due(connection: sa.Connection, priority: Priority) -> str | None:
-        return connection.execute(
-            sa.select(jobs.c.job_id)
-            .where(
-                _is(JobState.WAITING),
-                jobs.c.priority == priority.value,
-                jobs.c.not_before_s <= _once(now_s()),
-            )
-            # In the order in which they fell due, as the index has them: however many wait for
-            # their next try, none of them is looked at.
-            .order_by(jobs.c.not_before_s, jobs.c.created_at_s)
-            .limit(1)
-            # PostgreSQL: two workers never wait for each other's job. SQLite has one writer
-            # at a time anyway and leaves this out.
-            .with_for_update(skip_locked=True)
-        ).scalar()
+        return connection.execute(OLDEST_DUE, {"of_priority": priority.value}).scalar()
 
     def _take_back_late(self, connection: sa.Connection, owner: str) -> None:
         """Jobs whose lease ran out may be claimed again."""
-        late = connection.execute(
-            sa.select(jobs.c.job_id, jobs.c.lease_owner)
-            .where(_is(JobState.RUNNING), jobs.c.lease_until_s < _once(now_s()))
-            # PostgreSQL: whoever else looks just now takes them back; no two wait in a ring.
-            .with_for_update(skip_locked=True)
-        ).all()
+        late = connection.execute(LATE).all()
         # Our own leases run out where the index was away: no fault of the job.
         ours = [row.job_id for row in late if row.lease_owner == owner]
         others = [row.job_id for row in late if row.lease_owner != owner]
@@ -297,14 +279,14 @@ class JobQueue(JobDesk):
     def holds(self, job: Job) -> bool:
         """Whether a claimed job is still ours: not taken over, not cancelled by a person."""
         with reading(self._engine) as connection:
-            found = connection.execute(_HOLDS, {"job": job.job_id, "with_fence": job.fence})
+            found = connection.execute(HELD, {"held_id": job.job_id, "held_fence": job.fence})
             return found.first() is not None
 
     def renew(self, job: Job) -> bool:
         """Holds the lease for another `lease_s`; False when the job is no longer ours."""
         with transaction(self._engine) as connection:
             changed = connection.execute(
-                jobs.update().where(_ours(job)).values(lease_until_s=now_s() + self.lease_s)
+                jobs.update().where(is_held(job)).values(lease_until_s=now_s() + self.lease_s)
             )
             return changed.rowcount == 1
 
@@ -429,7 +411,7 @@ class JobQueue(JobDesk):
     def give_back(self, job: Job) -> None:
         """Lets another worker take the job at once: this one is being stopped."""
         with transaction(self._engine) as connection:
-            self._take_back(connection, _ours(job), "the gateway was stopped")
+            self._take_back(connection, is_held(job), "the gateway was stopped")
 
     # Recovery -----------------------------------------------------------------------
 
@@ -517,7 +499,7 @@ class JobQueue(JobDesk):
 
     def _leave_running(self, connection: sa.Connection, job: Job, **values: Any) -> None:
         changed = connection.execute(
-            jobs.update().where(_ours(job)).values(lease_owner=None, lease_until_s=None, **values)
+            jobs.update().where(is_held(job)).values(lease_owner=None, lease_until_s=None, **values)
         )
         if changed.rowcount != 1:
             msg = (
@@ -525,33 +507,6 @@ class JobQueue(JobDesk):
                 f"{job.fence}; what it made is dropped"
             )
             raise LeaseLost(msg)
-
-
-def _is(state: JobState) -> sa.ColumnElement[bool]:
-    # Written out, not bound: PostgreSQL plans a prepared statement for any state, and most rows
-    # are delivered, so that it would look through the whole table.
-    return jobs.c.state == sa.literal_column(f"'{state.value}'")
-
-
-def _once(value: sa.ColumnElement[float]) -> sa.ScalarSelect[float]:
-    # Both databases would read the clock again for each row that they pass.
-    return sa.select(value).scalar_subquery()
-
-
-# Built once: every job in hand asks it twice a second.
-_HOLDS = sa.select(jobs.c.job_id).where(
-    jobs.c.job_id == sa.bindparam("job"),
-    jobs.c.fence == sa.bindparam("with_fence"),
-    jobs.c.state == JobState.RUNNING.value,
-)
-
-
-def _ours(job: Job) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        jobs.c.job_id == job.job_id,
-        jobs.c.fence == job.fence,
-        jobs.c.state == JobState.RUNNING.value,
-    )
 
 
 def _unique_key(
