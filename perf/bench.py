@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from clients.errors import ClientError
+from clients.supervise import interrupted_once
 from dicom_gateway.errors import GatewayError
 from perf.against import NoReport, changes, read_measurements
 from perf.measure import Measurement, describe_machine
@@ -48,6 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints the table, writes it; returns the exit code."""
     options = _parser().parse_args(arguments)
     console = Console()
+    try:
+        with interrupted_once():  # so that no server or gateway stays behind
+            return _run(options, console)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. What was measured until now is in {options.out}")
+        return 130
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
     same_threads()
     try:
         before = read_measurements(options.against) if options.against else []

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from clients.demo.phantom_study import write_phantom_study
+from clients.supervise import interrupted_once
 from ensemble_builder.bundle import Options, read_bundle
 from ensemble_builder.plan import plan as plan_models
 from ensemble_builder.repository import write
@@ -421,6 +422,7 @@ def table(found: Shares) -> list[tuple[str, float]]:
     return sorted(rows.items(), key=lambda row: -row[1])
 
 
+@interrupted_once()  # so that no server or gateway stays behind
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints, writes; 1 where the claim doesn't hold."""
     parser = argparse.ArgumentParser(prog="python -m perf.busy", description=__doc__)

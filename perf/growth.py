@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clients.demo.phantom_study import write_phantom_study
+from clients.supervise import interrupted_once
 from ensemble_builder.memory import STEP_BYTES
 from perf.endurance import MEMORY, Endurance, endure
 from perf.fit import bend, line
@@ -342,6 +343,7 @@ def _points(sizes: Sizes) -> tuple[list[float], list[float]]:
     return [float(count) for count, _ in pairs], [one for _, one in pairs]
 
 
+@interrupted_once()  # so that no server or gateway stays behind
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints, writes; 1 where a claim doesn't hold."""
     parser = argparse.ArgumentParser(prog="python -m perf.growth", description=__doc__)
