@@ -179,9 +179,9 @@ class ConfigurationError(Permanent):
 class UnusableSeries(Permanent):
     """The series is no regular volume; `code` says in what way.
 
-    Codes: missing_slices, several_orientations, duplicate_positions, irregular_spacing,
-    gantry_tilt, mixed_geometry, no_geometry, no_pixel_data, too_few_slices,
-    different_grids, incomplete_roles, unsupported_object.
+    Codes: mixed_identity, missing_slices, several_orientations, duplicate_positions,
+    irregular_spacing, gantry_tilt, mixed_geometry, no_geometry, no_pixel_data,
+    too_few_slices, different_grids, incomplete_roles, unsupported_object.
     """
 
     code = "unusable_series"

@@ -31,10 +31,17 @@ def check_same_grid(plans: Mapping[str, VolumePlan]) -> None:
         plans: Role -> its volume.
 
     Raises:
-        UnusableSeries: (different_grids) one has another shape, frame of reference or place.
+        UnusableSeries: (different_grids) one has another shape, frame of reference or place;
+            (mixed_identity) is another patient's.
     """
     (first_role, first), *others = plans.items()
     for role, other in others:
+        if first.frames[0].header.patient_id != other.frames[0].header.patient_id:
+            msg = (
+                f"the series of the roles {first_role} and {role} have different Patient IDs in "
+                "one study; whoever sent them must correct that, and send them again"
+            )
+            raise UnusableSeries(msg, code="mixed_identity")
         if other.shape_kji != first.shape_kji:
             sizes = [" x ".join(str(n) for n in one.shape_kji) for one in (first, other)]
             _refuse(first_role, role, f"{sizes[0]} and {sizes[1]} voxels")

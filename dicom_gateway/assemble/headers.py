@@ -43,6 +43,8 @@ _KEYWORDS = [
     "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
+    "StudyInstanceUID",
+    "PatientID",
     "FrameOfReferenceUID",
     "ImageType",
     "InstanceNumber",
@@ -98,6 +100,7 @@ class Header:
         imager_pixel_spacing_mm: Of projections, on the detector.
         traits: What tells its volume from others in the same series (`traits.py`).
         counts: How many there should be, as it states (`counts.py`).
+        patient_id: Whose it is; "" where it isn't said.
     """
 
     path: Path
@@ -128,6 +131,8 @@ class Header:
     view_position: str = ""
     traits: Traits = ()
     counts: Counts = field(default_factory=Counts)
+    study_instance_uid: str = ""
+    patient_id: str = field(default="", repr=False)
 
     @property
     def is_localizer(self) -> bool:
@@ -242,6 +247,8 @@ def _header(path: Path, ds: Elements, transfer_syntax_uid: str, float_bits: int)
         view_position=text(ds, "ViewPosition")[:16],
         traits=traits.of_instance(ds),
         counts=counts.of_instance(ds),
+        study_instance_uid=text(ds, "StudyInstanceUID"),
+        patient_id=text(ds, "PatientID"),
     )
 
 

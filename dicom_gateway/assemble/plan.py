@@ -7,6 +7,7 @@ written.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from dicom_gateway.assemble.headers import Header, read_header
 from dicom_gateway.assemble.pixels import PixelTask, plan_pixels
 from dicom_gateway.assemble.policy import Allowance
 from dicom_gateway.assemble.resample import Grid, plan_grid
-from dicom_gateway.assemble.split import split
+from dicom_gateway.assemble.split import has_several_stacks, localizers_among, split
 from dicom_gateway.errors import UnusableSeries
 from dicom_gateway.records import Series
 
@@ -95,21 +96,27 @@ def plan_volumes(
         msg = f"the series has {len(frames)} frames, more than any true one; send it in parts"
         raise UnusableSeries(msg, code="unsupported_object")
     try:
+        _refuse_localizers(frames)
         stack = stack_frames(frames)
+        by_stack = has_several_stacks(frames) and irregularity(stack) is not None
+        if not by_stack:
+            return (_plan("", stack, allowed, ()),)
+        msg = "the series has several stacks (Stack ID) that lie apart; send each as its own series"
+        several = UnusableSeries(msg, code="mixed_geometry")
     except UnusableSeries as error:
         if error.code not in _SEVERAL:
             raise
-        if not allowed.split:
-            msg = (
-                f"{error}, or let the pipeline take such series apart (its contract, or "
-                "assembly.irregular in gateway.yaml)"
-            )
-            raise UnusableSeries(msg, code=error.code) from error
-        parts, notes = split(frames)
-        return tuple(
-            _named(part.name, part.frames, allowed, notes, several=len(parts) > 1) for part in parts
+        by_stack, several = False, error
+    if not allowed.split:
+        msg = (
+            f"{several}, or let the pipeline take such series apart (its contract, or "
+            "assembly.irregular in gateway.yaml)"
         )
-    return (_plan("", stack, allowed, ()),)
+        raise UnusableSeries(msg, code=several.code) from several
+    parts, notes = split(frames, by_stack=by_stack)
+    return tuple(
+        _named(part.name, part.frames, allowed, notes, several=len(parts) > 1) for part in parts
+    )
 
 
 def plan_images(
@@ -156,7 +163,32 @@ def _headers(series: Series, read: Callable[[Path], Header]) -> list[Header]:
     if not usable:
         msg = "the series has no usable instance; send it again"
         raise UnusableSeries(msg, code="no_pixel_data")
-    return [read(instance.path) for instance in usable]
+    headers = [read(instance.path) for instance in usable]
+    _refuse_several_patients(headers)
+    return headers
+
+
+def _refuse_several_patients(headers: Sequence[Header]) -> None:
+    whose = Counter((header.study_instance_uid, header.patient_id) for header in headers)
+    if len(whose) > 1:
+        counts = " and ".join(str(count) for count in sorted(whose.values(), reverse=True)[:4])
+        what = "patients" if len({patient for _, patient in whose}) > 1 else "studies"
+        msg = (
+            f"images of {len(whose)} {what} came under one Series Instance UID ({counts} images); "
+            "whoever sent them must correct the UIDs or the Patient ID, and send the series again"
+        )
+        raise UnusableSeries(msg, code="mixed_identity")
+
+
+def _refuse_localizers(frames: Sequence[Frame]) -> None:
+    """One that lies in a row with the slices would be taken for one."""
+    found = localizers_among(frames)
+    if found:
+        msg = (
+            f"the series has {len(found)} localizer image(s) among its cross-sections; send "
+            "localizers as a series of their own"
+        )
+        raise UnusableSeries(msg, code="several_orientations")
 
 
 def _named(

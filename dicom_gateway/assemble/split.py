@@ -3,11 +3,12 @@
 In: the frames of a series in any order. Out: `Part`s, always the same ones in the same
 order, and notes of what was left out. Pure.
 
-First by what can't lie in one volume: orientation, grid, frame of reference. Then, while
-several frames share a place, by what differs among them: kind of image, echo, diffusion,
-time. Values that a whole volume shares (an echo time) group by themselves. Values that
-change from slice to slice (an acquisition time) can only put the frames at each place in
-order: the n-th of each place make the n-th volume, if every place has the same number.
+First by what can't lie in one volume: orientation, grid, frame of reference, and stacks that
+lie apart. Then, while several frames share a place, by what differs among them: kind of image,
+echo, diffusion, tube voltage, time. Values that a whole volume shares (an echo time) group by
+themselves. Values that change from slice to slice (an acquisition time) can only put the frames
+at each place in order: the n-th of each place make the n-th volume, if every place has the same
+number, and if no two of these volumes share what tells frames of one place apart.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dicom_gateway.assemble import traits
 from dicom_gateway.assemble.frames import Frame
 from dicom_gateway.assemble.stack import (
     SAME_POSITION_MM,
+    SPACING_TOLERANCE_MM,
     normal_of,
     orientations,
     refuse_other_objects,
@@ -31,12 +33,22 @@ from dicom_gateway.assemble.stack import (
 from dicom_gateway.assemble.traits import Trait
 from dicom_gateway.errors import UnusableSeries
 
+_PHYSICS = (
+    traits.VOLTAGE,
+    traits.KERNEL,
+    traits.FLIP_ANGLE,
+    traits.INVERSION_TIME,
+    traits.THICKNESS,
+    traits.ORIGIN,
+)
+
 _SHARED = (
     traits.KIND,
     traits.ECHO_TIME,
     traits.ECHO,
     traits.B_VALUE,
     traits.DIRECTION,
+    *_PHYSICS,
     traits.TIME_POINT,
     traits.INDEX,
     traits.STACK,
@@ -44,8 +56,21 @@ _SHARED = (
 )
 """What all frames of one volume have alike, in the order in which it is tried."""
 
+_NEVER_MIXED = (
+    traits.KIND,
+    traits.ECHO_TIME,
+    traits.ECHO,
+    traits.B_VALUE,
+    traits.DIRECTION,
+    *_PHYSICS,
+)
+"""How an image was made; an order of images that puts two ways into one volume is the wrong one."""
+
 _RANKED = (traits.TRIGGER, traits.ACQUIRED, traits.CONTENT, traits.NUMBER)
 """What may change from slice to slice; Instance Number, only the order of things, is last."""
+
+LONGEST_SCAN_H = 12
+"""Times of day that are further apart, without a date, are of before and after midnight."""
 
 COMPLETE_FRACTION = 0.5
 """A value that not even half of the places have doesn't make a volume."""
@@ -59,10 +84,16 @@ class Part:
     frames: tuple[Frame, ...]
 
 
-def split(frames: Sequence[Frame]) -> tuple[tuple[Part, ...], tuple[str, ...]]:
+def split(
+    frames: Sequence[Frame], *, by_stack: bool = False
+) -> tuple[tuple[Part, ...], tuple[str, ...]]:
     """Takes a series apart.
 
     Frames that can't be told apart stay together; whoever stacks them refuses them by name.
+
+    Args:
+        frames: Of one series.
+        by_stack: Frames of two stacks (Stack ID) go into two volumes, wherever they lie.
 
     Returns:
         The parts, and a sentence for each thing that was left out.
@@ -74,8 +105,8 @@ def split(frames: Sequence[Frame]) -> tuple[tuple[Part, ...], tuple[str, ...]]:
     frames = sorted(frames, key=lambda frame: (frame.sop_instance_uid, frame.number))
     refuse_other_objects(frames)
     notes = []
-    scouts = [frame for frame in frames if frame.header.is_localizer]
-    if scouts and len(scouts) < len(frames):
+    scouts = localizers_among(frames)
+    if scouts:
         frames = [frame for frame in frames if not frame.header.is_localizer]
         notes.append(f"{len(scouts)} localizer image(s) left out")
     refuse_unplaced(frames)
@@ -93,24 +124,59 @@ def split(frames: Sequence[Frame]) -> tuple[tuple[Part, ...], tuple[str, ...]]:
     parts = []
     names = _grid_names(grids) if len(grids) > 1 else [""]
     for grid, plane in zip(grids, names, strict=True):
-        for words, members in _by_traits(grid, _SHARED):
-            name = ", ".join(word for word in (plane, *words) if word)
-            parts.append(Part(name, tuple(members)))
+        for stack, stacked in _by_stack(grid) if by_stack else [("", grid)]:
+            for words, members in _by_traits(stacked, _SHARED):
+                name = ", ".join(word for word in (plane, stack, *words) if word)
+                parts.append(Part(name, tuple(members)))
     return _told_apart(parts), tuple(notes)
+
+
+def localizers_among(frames: Sequence[Frame]) -> list[Frame]:
+    """Localizers beside other images; none where there is nothing else."""
+    found = [frame for frame in frames if frame.header.is_localizer]
+    return found if len(found) < len(frames) else []
+
+
+def has_several_stacks(frames: Sequence[Frame]) -> bool:
+    """Whether the frames themselves say that they are of several stacks, each of some slices."""
+    counts = Counter(_value(frame, traits.STACK) for frame in frames)
+    return len(counts) > 1 and None not in counts and min(counts.values()) > 1
+
+
+def _by_stack(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
+    groups: dict[Trait | None, list[Frame]] = {}
+    for frame in frames:
+        groups.setdefault(_value(frame, traits.STACK), []).append(frame)
+    ordered = sorted(groups, key=lambda value: _order(value, groups[value]))
+    count = len(ordered)
+    return [
+        (_word(traits.STACK, value, rank, count) if count > 1 else "", groups[value])
+        for rank, value in enumerate(ordered, start=1)
+    ]
 
 
 def _by_grid(frames: Sequence[Frame]) -> list[list[Frame]]:
     """What could lie in one volume together; the largest first."""
     groups: dict[tuple[object, ...], list[Frame]] = {}
+    spacings: list[tuple[float, ...]] = []
     for orientation, members in orientations(frames):
         for frame in members:
             header = frame.header
-            spacing = tuple(round(mm, 3) for mm in frame.pixel_spacing_mm or ())
+            spacing = _nearly(frame.pixel_spacing_mm or (), spacings)
             place = (orientation, header.frame_of_reference_uid or "")
             grid = (header.rows or 0, header.columns or 0, spacing)
             groups.setdefault((*place, *grid), []).append(frame)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     return [members for _, members in ordered]
+
+
+def _nearly(spacing_mm: tuple[float, ...], known: list[tuple[float, ...]]) -> tuple[float, ...]:
+    """The one of those known that this one is but for rounding; itself where it is new."""
+    for one in known:
+        if np.abs(np.subtract(one, spacing_mm)).max() <= SPACING_TOLERANCE_MM:
+            return one
+    known.append(spacing_mm)
+    return spacing_mm
 
 
 def _grid_names(grids: Sequence[Sequence[Frame]]) -> list[str]:
@@ -153,7 +219,7 @@ def _by_traits(
         return found
     for name in _RANKED:
         ranked = _ranked(frames, places, name)
-        if ranked is not None:
+        if ranked is not None and not _mixes(ranked, frames, places):
             count = len(ranked)
             return [((f"time point {n} of {count}",), one) for n, one in enumerate(ranked, 1)]
     return [((), frames)]
@@ -170,6 +236,8 @@ def _order(
 def _ranked(frames: Sequence[Frame], places: Sequence[int], name: str) -> list[list[Frame]] | None:
     """The n-th frame of each place, if every place has the same number of different ones."""
     at: dict[int, list[tuple[Trait, int, Frame]]] = {}
+    if name in (traits.ACQUIRED, traits.CONTENT) and _over_midnight(frames, name):
+        return None
     for order, (frame, place) in enumerate(zip(frames, places, strict=True)):
         value = _value(frame, name)
         if value is None:
@@ -185,6 +253,26 @@ def _ranked(frames: Sequence[Frame], places: Sequence[int], name: str) -> list[l
         for rank, (_, _, frame) in enumerate(sorted(found)):
             volumes[rank].append(frame)
     return volumes
+
+
+def _over_midnight(frames: Sequence[Frame], name: str) -> bool:
+    """Times of day without a date, which say nothing of what came first over midnight."""
+    times = [str(_value(frame, name) or "").partition(".")[0] for frame in frames]
+    hours = [int(time[:2]) for time in times if len(time) <= 6 and time[:2].isdigit()]
+    return bool(hours) and max(hours) - min(hours) >= LONGEST_SCAN_H
+
+
+def _mixes(
+    volumes: Sequence[Sequence[Frame]], frames: Sequence[Frame], places: Sequence[int]
+) -> bool:
+    """Whether images that were made in the same way lie in two of these volumes."""
+    for name in _NEVER_MIXED:
+        if not _tell_apart(places, [_value(frame, name) for frame in frames]):
+            continue
+        has = [{_value(frame, name) for frame in volume} for volume in volumes]
+        if sum(len(values) for values in has) > len(set().union(*has)):
+            return True
+    return False
 
 
 def _places(frames: Sequence[Frame]) -> list[int]:
@@ -211,19 +299,27 @@ def _value(frame: Frame, name: str) -> Trait | None:
     return dict(frame.traits).get(name)
 
 
+_IN_WORDS = {
+    traits.ECHO_TIME: "echo time {:g} ms",
+    traits.B_VALUE: "b={:g} s/mm2",
+    traits.VOLTAGE: "{:g} kV",
+    traits.FLIP_ANGLE: "flip angle {:g} degrees",
+    traits.INVERSION_TIME: "inversion time {:g} ms",
+    traits.THICKNESS: "slices of {:g} mm",
+    traits.ECHO: "echo {:g}",
+    traits.ACQUISITION: "acquisition {:g}",
+}
+
+
 def _word(name: str, value: Trait | None, rank: int, count: int) -> str:
     """What a person reads; no time of day, no date."""
     if value is None:
         return f"without {name}"
-    if name == traits.KIND:
+    if name in _IN_WORDS:
+        return _IN_WORDS[name].format(value)
+    if name in (traits.KIND, traits.ORIGIN):
         # Code strings; whatever else a writer puts there stays out of the log.
         return re.sub(r"[^A-Z0-9_/ +-]", "", str(value))[:48].strip() or f"kind {rank} of {count}"
-    if name == traits.ECHO_TIME:
-        return f"echo time {value:g} ms"
-    if name == traits.B_VALUE:
-        return f"b={value:g} s/mm2"
-    if name in (traits.ECHO, traits.ACQUISITION):
-        return f"{name} {value:g}"
     return f"{name} {rank} of {count}"
 
 

@@ -3,7 +3,8 @@
 In: a data set or the functional groups of one frame. Out: `Traits`, small and hashable, in a
 fixed order. Pure.
 
-Source: PS3.3 C.7.6.16.2.2 (Frame Content), C.8.3.1 (MR Image), C.8.13.5 (MR functional groups).
+Source: PS3.3 C.7.6.16.2.2 (Frame Content), C.8.2.1 (CT Image), C.8.3.1 (MR Image), C.8.13.5 (MR
+functional groups), C.8.15.3 (CT functional groups).
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ ECHO_TIME = "echo time"
 ECHO = "echo"
 B_VALUE = "b-value"
 DIRECTION = "diffusion direction"
+VOLTAGE = "tube voltage"
+KERNEL = "kernel"
+FLIP_ANGLE = "flip angle"
+INVERSION_TIME = "inversion time"
+THICKNESS = "slice thickness"
+ORIGIN = "origin"
 ACQUISITION = "acquisition"
 TRIGGER = "trigger time"
 ACQUIRED = "acquired"
@@ -40,6 +47,11 @@ KEYWORDS = (
     "EchoNumbers",
     "DiffusionBValue",
     "DiffusionGradientOrientation",
+    "KVP",
+    "ConvolutionKernel",
+    "FlipAngle",
+    "InversionTime",
+    "SliceThickness",
     "AcquisitionNumber",
     "TriggerTime",
     "AcquisitionDateTime",
@@ -76,6 +88,12 @@ def of_instance(ds: Elements) -> Traits:
             (ECHO, _number(ds, "EchoNumbers")),
             (B_VALUE, _number(ds, "DiffusionBValue")),
             (DIRECTION, _direction(ds)),
+            (VOLTAGE, _number(ds, "KVP")),
+            (KERNEL, _words(values_of(ds, "ConvolutionKernel"))),
+            (FLIP_ANGLE, _number(ds, "FlipAngle")),
+            (INVERSION_TIME, _number(ds, "InversionTime")),
+            (THICKNESS, _number(ds, "SliceThickness")),
+            (ORIGIN, _words(values_of(ds, "ImageType")[:2])),
             (ACQUISITION, _number(ds, "AcquisitionNumber")),
             (TRIGGER, _number(ds, "TriggerTime")),
             (ACQUIRED, _moment(ds, "Acquisition")),
@@ -98,6 +116,8 @@ def of_frame(groups: Sequence[Dataset], instance: Dataset, indices: Sequence[int
     diffusion = _item(groups, "MRDiffusionSequence")
     gradient = _item([diffusion], "DiffusionGradientDirectionSequence")
     heart = _item(groups, "CardiacSynchronizationSequence")
+    reconstruction = _item(groups, "CTReconstructionSequence")
+    timing = _item(groups, "MRTimingAndRelatedParametersSequence")
     index = values_of(content, "DimensionIndexValues")
     told = [str(index[place]) for place in indices if place < len(index)]
     return _present(
@@ -108,6 +128,12 @@ def of_frame(groups: Sequence[Dataset], instance: Dataset, indices: Sequence[int
             (ECHO_TIME, _number(_item(groups, "MREchoSequence"), "EffectiveEchoTime")),
             (B_VALUE, _number(diffusion, "DiffusionBValue")),
             (DIRECTION, _direction(gradient)),
+            (VOLTAGE, _number(_item(groups, "CTXRayDetailsSequence"), "KVP")),
+            (KERNEL, _words(values_of(reconstruction, "ConvolutionKernel"))),
+            (FLIP_ANGLE, _number(timing, "FlipAngle")),
+            (INVERSION_TIME, _number(_item(groups, "MRModifierSequence"), "InversionTimes")),
+            (THICKNESS, _number(_item(groups, "PixelMeasuresSequence"), "SliceThickness")),
+            (ORIGIN, _words(values_of(kind, "FrameType")[:2])),
             (ACQUISITION, _number(content, "FrameAcquisitionNumber")),
             (TRIGGER, _number(heart, "NominalCardiacTriggerDelayTime")),
             (ACQUIRED, text(content, "FrameAcquisitionDateTime") or None),
@@ -162,4 +188,8 @@ def _kind(image_type: Sequence[object], component: str) -> str | None:
     words = [str(value).strip() for value in image_type[2:]]
     if component and component not in words:
         words.append(component)
-    return "/".join(word for word in words if word) or None
+    return _words(words)
+
+
+def _words(values: Sequence[object]) -> str | None:
+    return "/".join(word for value in values if (word := str(value).strip())) or None

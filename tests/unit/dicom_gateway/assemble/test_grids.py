@@ -70,3 +70,16 @@ def test_another_shape_is_refused_by_name(tmp_path: Path) -> None:
     (other,) = plan_volumes(a_kept_series(tmp_path / "b", datasets))
     with pytest.raises(UnusableSeries, match="4 x 8 x 8 and 5 x 8 x 8"):
         check_same_grid({"t1": a_plan(tmp_path / "a", _nothing), "flair": other})
+
+
+def test_another_patient_is_refused(tmp_path: Path) -> None:
+    """Though the grids are the same, and the study, too."""
+
+    def another(ds: Dataset) -> None:
+        ds.PatientID = "SOMEBODY^ELSE"
+
+    plans = {"t1": a_plan(tmp_path / "a", _nothing), "flair": a_plan(tmp_path / "b", another)}
+    with pytest.raises(UnusableSeries, match="t1 and flair have different Patient IDs") as refusal:
+        check_same_grid(plans)
+    assert refusal.value.code == "mixed_identity"
+    assert "SOMEBODY" not in str(refusal.value)

@@ -254,3 +254,99 @@ def test_every_picture_of_a_series_is_its_own(tmp_path: Path) -> None:
         ds.ViewPosition = view
     plans = plan_images(a_kept_series(tmp_path, views))
     assert [plan.name for plan in plans] == ["image 1 of 2 (PA)", "image 2 of 2 (LL)"]
+
+
+# What must never be one volume -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keyword", "what"),
+    [("PatientID", "2 patients"), ("StudyInstanceUID", "2 studies")],
+)
+@pytest.mark.parametrize("allowed", [Allowance(), EVERYTHING])
+def test_images_of_two_patients_or_studies_are_never_one_series(
+    tmp_path: Path, keyword: str, what: str, allowed: Allowance
+) -> None:
+    """Whatever their UID says; and the sentence names nobody."""
+    datasets = a_ct_series(6, rows=4, columns=4)
+    for ds in datasets[4:]:
+        setattr(ds, keyword, "1.2.826.0.1.3680043.8.498.77")
+    series = a_kept_series(tmp_path, datasets)
+    with pytest.raises(UnusableSeries, match=rf"of {what} came.*\(4 and 2 images\)") as refusal:
+        plan_volumes(series, allowed)
+    assert refusal.value.code == "mixed_identity"
+    assert "498.77" not in str(refusal.value)
+    with pytest.raises(UnusableSeries, match=what):
+        plan_images(series)
+
+
+def test_spaces_around_a_patient_id_are_no_other_patient(tmp_path: Path) -> None:
+    """Some senders fill it up."""
+    datasets = a_ct_series(6, rows=4, columns=4)
+    for number, ds in enumerate(datasets):
+        ds.PatientID = "A 1" if number % 2 else " A 1  "
+    assert len(plan_volumes(a_kept_series(tmp_path, datasets))) == 1
+
+
+def _with_a_localizer(**how: Any) -> list[Dataset]:
+    """In one row with the slices, as the next of them."""
+    localizer = a_ct_series(
+        1,
+        rows=4,
+        columns=4,
+        origin_lps_mm=(-120.0, -110.0, -302.5),
+        image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"),
+    )
+    for keyword in how.get("without", ()):
+        delattr(localizer[0], keyword)
+    return joined(a_ct_series(6, rows=4, columns=4), localizer)
+
+
+@pytest.mark.parametrize("without", [(), ("ImagePositionPatient", "ImageOrientationPatient")])
+def test_a_localizer_among_the_slices_is_no_slice(tmp_path: Path, without: tuple[str, ...]) -> None:
+    """Refused, or left out and said; also one that doesn't say where it lies."""
+    series = a_kept_series(tmp_path, _with_a_localizer(without=without))
+    with pytest.raises(UnusableSeries, match="1 localizer") as refusal:
+        plan_volumes(series, Allowance(resample=True))
+    assert refusal.value.code == "several_orientations"
+    (plan,) = plan_volumes(series, EVERYTHING)
+    assert len(plan.frames) == 6
+    assert plan.notes == ("1 localizer image(s) left out",)
+
+
+def _two_stacks(offset_mm: tuple[float, float]) -> list[Dataset]:
+    """As an MR of both breasts, or of two joints."""
+    sideways_mm, along_mm = offset_mm
+    parts = [
+        a_ct_series(6, rows=4, columns=4),
+        a_ct_series(
+            6, rows=4, columns=4, origin_lps_mm=(-120.0 + sideways_mm, -110.0, -300.0 + along_mm)
+        ),
+    ]
+    for number, part in enumerate(parts, start=1):
+        for ds in part:
+            ds.StackID = str(number)
+    return joined(*parts)
+
+
+@pytest.mark.parametrize("offset_mm", [(0.0, 90.0), (150.0, 1.25)])
+def test_stacks_that_lie_apart_are_volumes_of_their_own(
+    tmp_path: Path, offset_mm: tuple[float, float]
+) -> None:
+    """Far apart, or beside each other: they say themselves which is which."""
+    series = a_kept_series(tmp_path, _two_stacks(offset_mm))
+    with pytest.raises(UnusableSeries, match=r"several stacks \(Stack ID\)") as refusal:
+        plan_volumes(series)
+    assert refusal.value.code == "mixed_geometry"
+    plans = plan_volumes(series, EVERYTHING)
+    assert [(plan.name, len(plan.frames)) for plan in plans] == [
+        ("stack 1 of 2", 6),
+        ("stack 2 of 2", 6),
+    ]
+
+
+def test_stacks_in_one_row_are_one_volume(tmp_path: Path) -> None:
+    """The second continues the first: slices in two packages."""
+    series = a_kept_series(tmp_path, _two_stacks((0.0, 15.0)))
+    (plan,) = plan_volumes(series, EVERYTHING)
+    assert len(plan.frames) == 12

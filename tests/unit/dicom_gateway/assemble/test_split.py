@@ -198,3 +198,99 @@ def test_names_carry_no_time_of_day_and_no_free_text(tmp_path: Path) -> None:
     names = " ".join(part.name for part in parts_of(tmp_path, series))
     assert "101112" not in names
     assert "ane" not in names
+
+
+def voltage(ds: Dataset, number: int) -> None:
+    """Dual energy."""
+    ds.KVP = (80, 140)[number]
+
+
+def kernel(ds: Dataset, number: int) -> None:
+    """Two reconstructions."""
+    ds.ConvolutionKernel = ("B30f", "B70f")[number]
+
+
+def flip_angle(ds: Dataset, number: int) -> None:
+    """Mapping of T1."""
+    ds.FlipAngle = (5, 20)[number]
+
+
+def inversion_time(ds: Dataset, number: int) -> None:
+    """The same by inversion."""
+    ds.InversionTime = (700, 2500)[number]
+
+
+def thickness(ds: Dataset, number: int) -> None:
+    """Thick slices at the places of thin ones."""
+    ds.SliceThickness = (1, 5)[number]
+
+
+def original_or_derived(ds: Dataset, number: int) -> None:
+    """Measured, and computed from that."""
+    ds.ImageType = [("ORIGINAL", "DERIVED")[number], "PRIMARY", "AXIAL"]
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (voltage, ["80 kV", "140 kV"]),
+        (kernel, ["kernel 1 of 2", "kernel 2 of 2"]),
+        (flip_angle, ["flip angle 5 degrees", "flip angle 20 degrees"]),
+        (inversion_time, ["inversion time 700 ms", "inversion time 2500 ms"]),
+        (thickness, ["slices of 1 mm", "slices of 5 mm"]),
+        (original_or_derived, ["ORIGINAL/PRIMARY", "DERIVED/PRIMARY"]),
+    ],
+)
+def test_images_made_in_two_ways_are_two_volumes_in_whatever_order_they_are_numbered(
+    tmp_path: Path, change: Callable[[Dataset, int], None], names: list[str]
+) -> None:
+    """The second one is numbered from its other end: by number they would be mixed."""
+    datasets = volumes(2, change)
+    for number, ds in enumerate(reversed(datasets[PLACES:]), start=1):
+        ds.InstanceNumber = number
+    parts = parts_of(tmp_path, datasets)
+    assert sorted(part.name for part in parts) == sorted(names)
+    before = {ds.SOPInstanceUID for ds in datasets[:PLACES]}
+    found = [{frame.sop_instance_uid for frame in part.frames} & before for part in parts]
+    assert sorted(len(members) for members in found) == [0, PLACES]
+
+
+def test_no_order_of_images_mixes_two_ways_of_making_them(tmp_path: Path) -> None:
+    """Echo times that make no whole volumes: by number, one of them would be in both."""
+    datasets = volumes(2, lambda ds, number: None)
+    for ds, echo_time_ms in zip(datasets, (10, 10, 30, 30, 10, 20, 20, 10, 20, 20), strict=True):
+        ds.EchoTime = echo_time_ms
+    for number, ds in enumerate(datasets, start=1):
+        ds.InstanceNumber = number
+    (part,) = parts_of(tmp_path, datasets)
+    assert len(part.frames) == 2 * PLACES
+
+
+@pytest.mark.parametrize("keyword", ["AcquisitionTime", "ContentTime"])
+def test_times_without_a_date_that_pass_midnight_give_no_order(
+    tmp_path: Path, keyword: str
+) -> None:
+    """By time of day the slices of after midnight would come first; their numbers are right."""
+    datasets = volumes(2, lambda ds, number: None)
+    for number, ds in enumerate(datasets, start=1):
+        ds.InstanceNumber = number
+        for unwanted in ("AcquisitionDate", "ContentDate", "AcquisitionTime", "ContentTime"):
+            if unwanted in ds:
+                delattr(ds, unwanted)
+        setattr(ds, keyword, f"2359{52 + number:02d}" if number < 8 else f"0000{number:02d}")
+    parts = parts_of(tmp_path, datasets)
+    assert [{frame.header.instance_number for frame in part.frames} for part in parts] == [
+        set(range(1, PLACES + 1)),
+        set(range(PLACES + 1, 2 * PLACES + 1)),
+    ]
+
+
+def test_rounding_of_the_pixel_spacing_makes_no_further_volume(tmp_path: Path) -> None:
+    """0.4885 and 0.48850001 round to two numbers of three decimals."""
+    datasets = volumes(2, echo_time)
+    for number, ds in enumerate(datasets):
+        ds.PixelSpacing = (
+            ["0.4885", "0.4885"] if number % PLACES % 2 else ["0.48850001", "0.48850001"]
+        )
+    parts = parts_of(tmp_path, datasets)
+    assert [len(part.frames) for part in parts] == [PLACES, PLACES]
