@@ -315,7 +315,7 @@ def _refuse_engines(bundle: BundleConfig) -> None:
     """Evaluators that do more than one network's forward pass can't be what is served."""
     evaluator = bundle.evaluator()
     target = str(evaluator.get("_target_", ""))
-    name = target.rsplit(".", 1)[-1]
+    name = _last_word(target)
     if name == "EnsembleEvaluator":
         msg = (
             "evaluator: EnsembleEvaluator runs several networks; join one bundle each in a "
@@ -341,6 +341,13 @@ def _refuse_engines(bundle: BundleConfig) -> None:
             raise BundleError(msg)
 
 
+def _last_word(target: str) -> str:
+    """The name of a class or function without its module; of an expression, its beginning."""
+    if re.fullmatch(r"\$?[\w.]*", target):
+        return target.removeprefix("$").rsplit(".", 1)[-1]
+    return target if len(target) <= 60 else f"{target[:57]}..."
+
+
 def _extra_keys(bundle: BundleConfig) -> tuple[str, ...] | Mapping[str, str]:
     """What the evaluator's prepare_batch gives the network besides the image."""
     prepare = bundle.evaluator().get("prepare_batch")
@@ -349,7 +356,7 @@ def _extra_keys(bundle: BundleConfig) -> tuple[str, ...] | Mapping[str, str]:
     if prepare is None:
         return ()
     target = str(prepare.get("_target_", "")) if isinstance(prepare, Mapping) else str(prepare)
-    name = target.rsplit(".", 1)[-1]
+    name = _last_word(target)
     if name in ("PrepareBatchDefault", "default_prepare_batch"):
         return ()
     if isinstance(prepare, Mapping) and name == "PrepareBatchExtraInput":

@@ -37,11 +37,16 @@ def segments_of(
         if stated is not None:
             rows = tuple(SegmentRow.model_validate(row) for row in stated)
         else:
+            known = _known(classes, labels)
+            only_one = set(known.values()) == {0}
             rows = tuple(
                 SegmentRow(
-                    label=label, name=_name(classes, label, channel), category=TISSUE, type=TISSUE
+                    label=label,
+                    name=_name(classes, label, channel, only_one=only_one),
+                    category=TISSUE,
+                    type=TISSUE,
                 )
-                for label, channel in sorted(_known(classes, labels).items())
+                for label, channel in sorted(known.items())
             )
     except ValidationError as error:
         found = error.errors()[0]
@@ -115,5 +120,8 @@ def _known(classes: Mapping[int, str], labels: Mapping[int, int]) -> dict[int, i
     return dict(labels) or {number: number for number in classes if number > 0}
 
 
-def _name(classes: Mapping[int, str], label: int, channel: int) -> str:
-    return (classes.get(channel) or f"Label {label}")[:64]
+def _name(classes: Mapping[int, str], label: int, channel: int, *, only_one: bool) -> str:
+    # A network of one channel (a sigmoid) is often described as if it had one for the
+    # background, too: then the second name is that of label 1.
+    named = classes.get(label if only_one and label in classes else channel)
+    return (named or f"Label {label}")[:64]

@@ -225,7 +225,8 @@ class _OneSide:
 
         from ensemble_builder.runtime.forward import preprocess  # noqa: PLC0415
         from ensemble_builder.runtime.fusion import run  # noqa: PLC0415
-        from ensemble_builder.runtime.loading import network_input  # noqa: PLC0415
+        from ensemble_builder.runtime.loading import input_affine, network_input  # noqa: PLC0415
+        from ensemble_builder.runtime.placing import InputGrid  # noqa: PLC0415
         from ensemble_builder.runtime.results import result  # noqa: PLC0415
         from ensemble_builder.runtime.state import (  # noqa: PLC0415
             decode_state,
@@ -236,14 +237,14 @@ class _OneSide:
         from ensemble_builder.runtime.windows import sliding_window  # noqa: PLC0415
 
         recipe, clock = self._recipe, _Clock()
-        done, shape = preprocess(
-            self._before,
-            recipe.inputs,
-            lambda name, _: torch.from_numpy(request[name]),
-            torch.device("cpu"),
-        )
+
+        def tensor(name: str, _: torch.device) -> torch.Tensor:
+            return torch.from_numpy(request[name])
+
+        done, shape = preprocess(self._before, recipe.inputs, tensor, torch.device("cpu"))
         x = network_input(recipe.network_key, done).as_subclass(torch.Tensor).contiguous()
-        text = encode_state(state_of(done, shape))
+        grid = InputGrid(shape, input_affine(recipe.inputs, tensor))
+        text = encode_state(state_of(done, grid))
         del done
         clock.lap("preprocess")
         y = sliding_window(self._inferer, x[None], self._network, self._reduce)[0]
@@ -253,7 +254,7 @@ class _OneSide:
         rest = dictionary_of(recipe.network_key, recipe.pred_key, state, y, {})
         found = run(self._after, rest, recipe.pred_key)
         output = recipe.outputs[0]
-        labels = result(found[output.key], output, state.input_shape).numpy()
+        labels = result(found[output.key], output, state.grid).numpy()
         clock.lap("postprocess")
         return clock.laps_s, labels
 

@@ -80,7 +80,7 @@ def probe(
         found = find_inputs(bundle, before, network, metadata_inputs, extra_keys)
         pred_key = find_pred_key(bundle, after)
         carried, done = run_after(after, bundle.again().postprocessing(), found, pred_key)
-        outputs = find_outputs(after, done, pred_key, found)
+        outputs = find_outputs(before, after, done, pred_key, found)
         labels = find_labels(after, found, pred_key, outputs, carried)
     x = network_input(found.network_key, found.done)
     extras = {}
@@ -108,7 +108,7 @@ def probe(
 def _grid_of_x(found: Reading, x: torch.Tensor) -> dict[str, Any]:
     """Whether X lies on the input's grid, on one of a fixed spacing, or has a fixed shape."""
     image = found.done[found.network_key]
-    if not isinstance(image, MetaTensor) or x.ndim - 1 != len(found.input_shape):
+    if not isinstance(image, MetaTensor) or x.ndim - 1 != len(found.grid.shape):
         return {}
     names = " ".join(str(op.get("class", "")) for op in image.applied_operations)
     if "Spacing" in names or "SpatialResample" in names:

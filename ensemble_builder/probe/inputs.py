@@ -22,12 +22,14 @@ from ensemble_builder.probe.words import Failed, flat, missing_package, said, tr
 from ensemble_builder.runtime.config import BundleConfig
 from ensemble_builder.runtime.inputs import Input, Layout
 from ensemble_builder.runtime.loading import (
+    input_affine,
     input_shape,
     loaded,
     network_input,
     root_cause,
     tensor_name,
 )
+from ensemble_builder.runtime.placing import InputGrid
 from ensemble_builder.runtime.steps import Loaded
 from ensemble_builder.samples import sample
 
@@ -46,6 +48,12 @@ MOST_TRIED_LARGER = 8
 _CPU = torch.device("cpu")
 
 
+_OF_FILES = frozenset(
+    {"bitpix", "datatype", "dim", "filename_or_obj", "pixdim", "qform_code", "sform_code"}
+)
+"""What MONAI's readers put into an image's metadata from a NIfTI header and its path."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One way of reading the inputs that the preprocessing and the network accept."""
@@ -53,7 +61,7 @@ class Reading:
     inputs: tuple[Input, ...]
     network_key: str
     done: dict[Any, Any]
-    input_shape: tuple[int, ...]
+    grid: InputGrid
     y: torch.Tensor
     window: tuple[int, ...]
     example_shapes: dict[str, tuple[int, ...]]
@@ -119,7 +127,10 @@ def _read(
 ) -> Reading:
     request = sample(inputs, *size)
     data = loaded(inputs, lambda name, _: torch.from_numpy(request[name]), _CPU)
-    shape = input_shape(inputs, data)
+    grid = InputGrid(
+        input_shape(inputs, data),
+        input_affine(inputs, lambda name, _: torch.from_numpy(request[name])),
+    )
     try:
         done: Any = before(data)
     except Exception as error:  # a bundle's transform raises what it likes
@@ -129,6 +140,11 @@ def _read(
             raise BundleError(missing) from error
         absent = missing_key(cause)
         words = f"wants '{absent}', which no image or transform brings" if absent else said(cause)
+        if absent in _OF_FILES:
+            words = (
+                f"wants '{absent}' of a file's own metadata, and serving reads no files: an image "
+                "comes with its affine (spacing, place and direction) and its shape"
+            )
         raise Failed(1, f"preprocessing: {transform_of(error)}{words}", absent) from error
     if not isinstance(done, dict):
         msg = (
@@ -148,7 +164,7 @@ def _read(
     if not isinstance(y, torch.Tensor):
         raise Failed(4, not_one_tensor("network", y))
     example_shapes = {name: value.shape for name, value in request.items()}
-    return Reading(inputs, key, done, shape, y, window, example_shapes)
+    return Reading(inputs, key, done, grid, y, window, example_shapes)
 
 
 def _image_keys(before: Compose, metadata: Mapping[str, Any]) -> tuple[str, ...]:

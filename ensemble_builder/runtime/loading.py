@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from ensemble_builder.runtime.inputs import Input
-from ensemble_builder.runtime.volumes import InputError, monai_image, photograph
+from ensemble_builder.runtime.volumes import LPS_TO_RAS, InputError, monai_image, photograph
 
 Reader = Callable[[str, torch.device], torch.Tensor]
 """Name of an input tensor and where it should lie -> the tensor."""
@@ -58,6 +58,12 @@ def input_shape(inputs: Sequence[Input], data: Mapping[str, Any]) -> tuple[int, 
     """The first image's spatial shape in MONAI's order of axes."""
     first = next(one for one in inputs if one.is_image)
     return tuple(int(n) for n in data[first.key].meta["spatial_shape"])
+
+
+def input_affine(inputs: Sequence[Input], tensor: Reader) -> torch.Tensor | None:
+    """The first image's, float64 [4, 4], voxel -> RAS millimetres; None of a photograph."""
+    first = next(one for one in inputs if one.is_image)
+    return LPS_TO_RAS @ tensor(first.affine, _CPU).double() if first.is_stored else None
 
 
 def network_input(key: str, done: Mapping[Any, Any]) -> torch.Tensor:

@@ -58,6 +58,6 @@ class Postprocess:
         data = dictionary_of(recipe.network_key, recipe.pred_key, state, y, carried)
         done = run(self._transforms, data, recipe.pred_key)
         return [
-            tensor_output(one.tensor, result(done[one.key], one, state.input_shape))
+            tensor_output(one.tensor, result(done[one.key], one, state.grid))
             for one in recipe.outputs
         ]

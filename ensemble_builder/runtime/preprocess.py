@@ -16,9 +16,11 @@ from ensemble_builder.runtime.forward import preprocess
 from ensemble_builder.runtime.heap import KeptMemory
 from ensemble_builder.runtime.loading import (
     extra_name,
+    input_affine,
     network_input,
     root_cause,
 )
+from ensemble_builder.runtime.placing import InputGrid
 from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, Recipe
 from ensemble_builder.runtime.state import encode_state, state_of
 from ensemble_builder.runtime.tensors import (
@@ -80,9 +82,10 @@ class Preprocess:
         except Exception as error:
             raise _as_input_error(error) from error
         x = network_input(recipe.network_key, done)
+        affine = input_affine(recipe.inputs, lambda name, device: read(request, name, device))
         outputs = [
             tensor_output("X", x),
-            text_output("TRACE", encode_state(state_of(done, shape))),
+            text_output("TRACE", encode_state(state_of(done, InputGrid(shape, affine)))),
         ]
         for key in recipe.extra_keys():
             outputs.append(tensor_output(extra_name(key), torch.as_tensor(done[key])))

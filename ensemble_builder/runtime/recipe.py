@@ -36,6 +36,7 @@ class Output:
         dims: Of the tensor, -1 is any.
         on_input_grid: The result's voxels are those of the first image.
         cut: Labels that aren't whole are cut, as the bundle's writer would; otherwise rounded.
+        has_affine: The bundle's result still says where it lies; otherwise its shape must do.
     """
 
     key: str
@@ -45,6 +46,7 @@ class Output:
     dims: tuple[int, ...]
     on_input_grid: bool = True
     cut: bool = False
+    has_affine: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,9 @@ class Recipe:
         for one in raw["inputs"]:
             if one["datatype"] == "INT16":  # as recipes were before there was a choice
                 del one["datatype"]
+        for one in raw["outputs"]:
+            if one["has_affine"]:  # likewise
+                del one["has_affine"]
         return json.dumps(raw, indent=2, sort_keys=True) + "\n"
 
     @staticmethod

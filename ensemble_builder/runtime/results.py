@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 
+from ensemble_builder.runtime.placing import InputGrid, onto_grid
 from ensemble_builder.runtime.recipe import Output
 
 LARGEST_LABEL = {"UINT8": 255, "UINT16": 65535}
 _TORCH = {"UINT8": torch.uint8, "UINT16": torch.uint16}
 
 
-def result(pred: Any, output: Output, input_shape: Sequence[int]) -> torch.Tensor:
+def result(pred: Any, output: Output, grid: InputGrid) -> torch.Tensor:
     """One output as the contract states it.
 
     Args:
         pred: What the postprocessing left under the output's key: [C, *spatial] in MONAI's
             order of axes ([*spatial] where it has squeezed one channel away), or [n] scores.
         output: What it should become.
-        input_shape: The first image's spatial shape in MONAI's order.
+        grid: The first image's.
 
     Returns:
         Labels [K, J, I], masks and images [C, K, J, I], or scores [n].
 
     Raises:
-        RuntimeError: another shape, or labels that don't fit the datatype.
+        RuntimeError: another shape or place, or labels that don't fit the datatype.
     """
     plain = torch.as_tensor(pred).detach().as_subclass(torch.Tensor)
     if output.kind == "scores":
@@ -37,12 +38,17 @@ def result(pred: Any, output: Output, input_shape: Sequence[int]) -> torch.Tenso
     if plain.ndim != wanted or (output.kind == "labelmap" and plain.shape[0] != 1):
         msg = f"the postprocessing gives {list(plain.shape)} for {output.key}: not a {output.kind}"
         raise RuntimeError(msg)
-    if output.on_input_grid and list(plain.shape[1:]) != list(input_shape):
-        msg = (
-            f"the postprocessing gives {list(plain.shape[1:])} for {output.key} where the image "
-            f"has {list(input_shape)}: it was not brought back to the image's grid"
-        )
-        raise RuntimeError(msg)
+    if output.on_input_grid:
+        affine = pred.affine if output.has_affine and isinstance(pred, MetaTensor) else None
+        placed = onto_grid(plain, affine, grid)
+        if placed is None:
+            msg = (
+                f"the postprocessing gives {list(plain.shape[1:])} for {output.key} where the "
+                f"image has {list(grid.shape)}, or other voxels than the image's: it was not "
+                "brought back to the image's grid"
+            )
+            raise RuntimeError(msg)
+        plain = placed
     spatial_reversed = (0, *range(plain.ndim - 1, 0, -1))
     if output.kind == "image":
         return plain.to(torch.float32).permute(*spatial_reversed).contiguous()

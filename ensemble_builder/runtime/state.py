@@ -8,7 +8,7 @@ and short lists that the preprocessing left (bounding boxes, sizes) cross as the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from ensemble_builder.runtime.placing import InputGrid
 from ensemble_builder.runtime.trace import TraceError, decode, encode
 
 LARGEST_VALUE = 4096
@@ -27,12 +28,12 @@ class State:
     """The preprocessing's dictionary without its voxels.
 
     Attributes:
-        input_shape: The first image's spatial shape in MONAI's order.
+        grid: Of the first image.
         images: Key -> an empty MetaTensor with the operations and the metadata.
         values: Key -> anything small.
     """
 
-    input_shape: tuple[int, ...]
+    grid: InputGrid
     images: Mapping[str, MetaTensor]
     values: Mapping[str, Any]
 
@@ -41,7 +42,7 @@ class State:
         return {**self.images, **self.values}
 
 
-def state_of(data: Mapping[Any, Any], input_shape: Sequence[int]) -> State:
+def state_of(data: Mapping[Any, Any], grid: InputGrid) -> State:
     """The state of a preprocessing's result, nothing copied."""
     images: dict[str, MetaTensor] = {}
     values: dict[str, Any] = {}
@@ -54,7 +55,7 @@ def state_of(data: Mapping[Any, Any], input_shape: Sequence[int]) -> State:
                 values[str(key)] = value
         else:
             values[str(key)] = value
-    return State(tuple(int(n) for n in input_shape), images, values)
+    return State(grid, images, values)
 
 
 def encode_state(state: State) -> str:
@@ -70,8 +71,10 @@ def encode_state(state: State) -> str:
         }
         for key, image in state.images.items()
     }
+    affine = state.grid.affine
     whole = {
-        "input_shape": list(state.input_shape),
+        "input_shape": list(state.grid.shape),
+        "input_affine": None if affine is None else affine.tolist(),
         "images": images,
         "values": _sayable(state.values),
     }
@@ -90,9 +93,20 @@ def decode_state(text: str) -> State:
             str(key): _stand_in(decode(one["operations"]), decode(one["meta"]))
             for key, one in whole["images"].items()
         }
-        shape = tuple(int(n) for n in whole["input_shape"])
-        return State(shape, images, decode(whole["values"]))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        affine = whole["input_affine"]
+        grid = InputGrid(
+            tuple(int(n) for n in whole["input_shape"]),
+            None if affine is None else torch.tensor(affine, dtype=torch.float64).reshape(4, 4),
+        )
+        return State(grid, images, decode(whole["values"]))
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+        RuntimeError,
+    ) as error:
         msg = "TRACE is not what the preprocess model writes"
         raise TraceError(msg) from error
 

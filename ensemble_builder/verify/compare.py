@@ -113,8 +113,14 @@ def compare_tensor(
     if expected.shape != actual.shape:
         msg = f"{stage}: {tensor} is {list(actual.shape)}, MONAI gives {list(expected.shape)}"
         raise ParityError(msg)
-    different = int(np.count_nonzero(expected != actual))
-    largest = float(np.abs(expected.astype(np.float64) - actual).max()) if different else 0.0
+    unequal = expected != actual
+    if expected.dtype.kind == "f":
+        unequal &= ~(np.isnan(expected) & np.isnan(actual))  # the same nothing
+    different = int(np.count_nonzero(unequal))
+    largest = 0.0
+    if different:
+        distances = np.abs(expected[unequal].astype(np.float64) - actual[unequal])
+        largest = float(np.where(np.isnan(distances), np.inf, distances).max())
     labels: tuple[int, ...] = ()
     worst = None
     if expected.dtype.kind == "u":

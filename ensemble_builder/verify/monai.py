@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from monai.data import MetaTensor, decollate_batch, list_data_collate
+from nibabel import orientations
 from numpy.typing import NDArray
 
 from ensemble_builder.bundle import Options, read_bundle
@@ -59,6 +60,8 @@ def monai_stages(source: Source, request: Request) -> Stages:
     recipe = source.recipe
     bundle = recipe.open(source.folder, torch.device("cpu"))
     data = {one.key: stored_as_read(one, request) for one in recipe.inputs}
+    first = next(data[one.key] for one in recipe.inputs if one.is_image)
+    affine = np.array(first.affine, dtype=np.float64)
     with torch.no_grad():
         data = cast(dict[str, Any], bundle.preprocessing()(data))
         network = network_with_weights(bundle, recipe.network_id, recipe.weights, source.folder)
@@ -77,7 +80,10 @@ def monai_stages(source: Source, request: Request) -> Stages:
         x=np.array(_plain(x), dtype=np.float32),
         x_affine=np.array(x.affine, dtype=np.float64) if isinstance(x, MetaTensor) else None,
         y=kept,
-        outputs={one.tensor: stated(_plain(done[one.key]), one) for one in recipe.outputs},
+        outputs={
+            one.tensor: stated(_as_the_image(done[one.key], one, affine), one)
+            for one in recipe.outputs
+        },
     )
 
 
@@ -113,6 +119,26 @@ def stored_as_read(one: Input, request: Request) -> Any:
 def _plain(value: Any) -> NDArray[Any]:
     tensor = torch.as_tensor(value).detach().as_subclass(torch.Tensor)
     return np.asarray(tensor.cpu())
+
+
+def _as_the_image(result: Any, output: Output, affine: NDArray[np.float64]) -> NDArray[Any]:
+    """A result with its axes in the image's order, as nibabel turns them by both affines.
+
+    MONAI's writer leaves them as they are and writes the affine beside them; a result that has
+    lost its own stays as it is, too.
+    """
+    plain = _plain(result)
+    has_affine = output.has_affine and isinstance(result, MetaTensor)
+    if not output.on_input_grid or not has_affine or plain.ndim < 3:
+        return plain
+    channels = plain.ndim - (len(output.dims) - (output.kind != "labelmap"))
+    turning: Any = orientations  # it has no types
+    now, wanted = (turning.io_orientation(one) for one in (np.array(result.affine), affine))
+    turn = turning.ornt_transform(now, wanted)[: plain.ndim - channels]
+    turned = turning.apply_orientation(
+        np.moveaxis(plain, range(channels), range(-channels, 0)), turn
+    )
+    return np.asarray(np.moveaxis(turned, range(-channels, 0), range(channels)))
 
 
 def stated(value: NDArray[Any], output: Output) -> NDArray[Any]:
