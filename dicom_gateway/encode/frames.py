@@ -105,12 +105,18 @@ def binary_frames(
 
 
 def labelmap_frames(
-    numbered: NDArray[np.uint8] | NDArray[np.uint16], order: Sequence[int]
+    numbered: NDArray[np.uint8] | NDArray[np.uint16], order: Sequence[int], bits: int
 ) -> Frames:
-    """One frame for each plane that has a voxel; one empty frame where none has."""
+    """One frame for each plane that has a voxel; one empty frame where none has.
+
+    Args:
+        numbered: [K, J, I] segment numbers, 0 is background; they fit into `bits`.
+        order: Planes, in the order that frames are to have.
+        bits: Of a pixel: Bits Allocated of the object, whatever the mask was given in.
+    """
     planes = [plane for plane in order if numbered[plane].any()] or [order[0]]
     frames = tuple(Frame(0, plane, rank) for rank, plane in enumerate(planes, start=1))
-    little = numbered.dtype.newbyteorder("<")
+    little = np.dtype(f"<u{bits // 8}")
     pixels = b"".join(numbered[plane].astype(little, copy=False).tobytes() for plane in planes)
     return Frames(frames, pixels)
 

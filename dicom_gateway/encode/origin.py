@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 
 from dicom_gateway.encode.identity import result_series_uid, result_uid, series_uid_of_result
 from dicom_gateway.encode.sources import Sources
+from dicom_gateway.encode.texts import UTF_8, in_unicode
 from dicom_gateway.records import (
     OBJECT_KIND_OF_SOP_CLASS,
     CodedConcept,
@@ -143,10 +144,19 @@ class Origin:
 
 
 def carry(ds: Dataset, origin: Origin, outputs: Sequence[Output]) -> None:
-    """Puts patient and study attributes into `ds`, and the character set that it needs."""
-    for element in origin.sources.carried:
+    """Puts patient and study attributes into `ds`, and the character set that it needs.
+
+    That is the sources', unless the contract's own texts need more than ASCII.
+    """
+    carried, character_set = origin.sources.carried, origin.sources.specific_character_set
+    if not all(text.isascii() for text in _own_texts(origin, outputs)):
+        carried, character_set = in_unicode(carried), UTF_8
+    for element in carried:
         ds.add(element)
-    _set_character_set(ds, origin, outputs)
+    if character_set is not None:
+        ds.SpecificCharacterSet = character_set
+    elif "SpecificCharacterSet" in ds:
+        del ds.SpecificCharacterSet
 
 
 def a_header(ds: Dataset, origin: Origin, output: Output, kind: ObjectKind, modality: str) -> None:
@@ -194,8 +204,8 @@ def long_string(text: str, limit: int = 64) -> str:
     return " ".join(text.replace("\\", "/").split())[:limit].strip()
 
 
-def _set_character_set(ds: Dataset, origin: Origin, outputs: Iterable[Output]) -> None:
-    """The source's character set, unless the contract's own texts need more than ASCII."""
+def _own_texts(origin: Origin, outputs: Iterable[Output]) -> list[str]:
+    """What the contract brings into a result."""
     contract = origin.contract
     ours = [contract.pipeline, contract.version, contract.description, origin.volume.name]
     ours += [contract.weights.get("source", "")]
@@ -205,15 +215,7 @@ def _set_character_set(ds: Dataset, origin: Origin, outputs: Iterable[Output]) -
             ours += [segment.name, *(concept.meaning for concept in codes if concept)]
         for one in output.classes:
             ours += [one.name, *([one.code.meaning] if one.code else [])]
-    if not all(text.isascii() for text in ours):
-        ds.SpecificCharacterSet = "ISO_IR 192"
-        for element in ds:
-            if element.VR == "PN" and element.value:
-                element.value = str(element.value)  # forget the bytes of the old set
-    elif origin.sources.specific_character_set is not None:
-        ds.SpecificCharacterSet = origin.sources.specific_character_set
-    elif "SpecificCharacterSet" in ds:
-        del ds.SpecificCharacterSet
+    return ours
 
 
 def _our_version() -> str:

@@ -78,11 +78,12 @@ def make_segmentation(mask: Mask, output: Output, origin: Origin, kind: ObjectKi
     numbered = segment_numbers(mask, output)
     sources = origin.sources
     order = _order(origin)
+    head = _head(numbered, output, origin, kind)
     if binary:
         made = parts.binary_frames(numbered, order, len(output.segments))
     else:
-        made = parts.labelmap_frames(numbered, order)
-    head = _head(numbered, output, origin, kind)
+        # The library takes as few bits as the number of segments needs.
+        made = parts.labelmap_frames(numbered, order, int(head.BitsAllocated))
     head.NumberOfFrames = len(made.frames)
     groups = parts.functional_groups(
         made.frames,

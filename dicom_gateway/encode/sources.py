@@ -11,6 +11,7 @@ and a value may be a patient's name: highdicom never gets to see one.
 
 from __future__ import annotations
 
+import math
 import struct
 from copy import copy
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pydicom.uid import CTImageStorage
 from pydicom.valuerep import DS, format_number_as_ds, validate_value
 
 from dicom_gateway.encode.identity import stand_in_frame_of_reference_uid, stand_in_frame_uid
+from dicom_gateway.encode.texts import CharacterSet, settled
 from dicom_gateway.errors import EncodingFailed
 from dicom_gateway.records import Slice, Volume
 
@@ -96,6 +98,12 @@ _GEOMETRY = (
     "LossyImageCompressionMethod",
 )
 
+_MAY_BE_LACKING = {"SliceThickness": 1, "LossyImageCompressionRatio": 100}
+"""Of these: nothing depends on them, so they are left out where they are no numbers, or more
+than so many."""
+
+_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+
 _EMPTY_FOR_HIGHDICOM = (*_AS_THEY_ARE, *_WHEN_VALID)
 
 
@@ -120,7 +128,8 @@ class Sources:
         first: The source frame of k = 0, without any patient attribute. One of a multi-frame
             object stands for it, under a UID of its own.
         carried: Patient and study attributes, as elements ready to be put into the result.
-        specific_character_set: That of the source; None for the default repertoire.
+        specific_character_set: The one to write them in: that of the source, unless a text
+            isn't in it; None for the default repertoire.
         references: The source frames, in the order of k.
         positions: Image Position (Patient) of each, as DICOM writes it.
         placed: False for projections: their images say nowhere where they lie.
@@ -128,7 +137,7 @@ class Sources:
 
     first: Dataset
     carried: tuple[DataElement, ...]
-    specific_character_set: str | list[str] | None
+    specific_character_set: CharacterSet
     series_number: int
     references: tuple[FrameReference, ...] = ()
     positions: tuple[str, ...] = ()
@@ -151,14 +160,16 @@ def read_sources(volume: Volume) -> Sources:
     try:
         first = pydicom.dcmread(volume.headers[0], stop_before_pixels=True)
         image = _image(first)
-        if volume.slices[0].number_of_frames > 1 or "ImagePositionPatient" not in image:
+        several = volume.slices[0].number_of_frames > 1
+        if several or _has_groups(first) or "ImagePositionPatient" not in image:
             _be_frame(image, volume.slices[0], volume)
-        number = first.get("SeriesNumber")
+        carried, character_set = settled(_carried(first), _character_set(first))
+        number = (*_numbers(_element(first, "SeriesNumber")), 0.0)[0]
         return Sources(
             first=image,
-            carried=tuple(_carried(first)),
-            specific_character_set=_character_set(first),
-            series_number=int(number) if number is not None and 0 <= int(number) < 10**6 else 0,
+            carried=carried,
+            specific_character_set=character_set,
+            series_number=int(number) if 0 <= number < 10**6 else 0,
             references=tuple(_reference(one) for one in volume.slices),
             positions=tuple(_position(one) for one in volume.slices),
             placed=_is_placed(first),
@@ -181,11 +192,18 @@ def _position(slice_: Slice) -> str:
     return "\\".join(format_number_as_ds(mm) for mm in slice_.position_lps_mm)
 
 
+def _has_groups(first: Dataset) -> bool:
+    """What it says of its place besides is not of its frames (PS3.3 C.7.6.16)."""
+    return any(keyword in first for keyword in _GROUPS)
+
+
 def _is_placed(first: Dataset) -> bool:
-    if "ImagePositionPatient" in first:
-        return True
-    groups = first.get("PerFrameFunctionalGroupsSequence") or [Dataset()]
-    return "PlanePositionSequence" in groups[0]
+    """Whether it says where it lies: itself, its first frame, or for all frames at once."""
+    holders = [first]
+    for sequence in _GROUPS:
+        for groups in (first.get(sequence) or [])[:1]:
+            holders += groups.get("PlanePositionSequence") or []
+    return any(one.get("ImagePositionPatient") not in (None, "") for one in holders)
 
 
 def _image(ds: Dataset) -> Dataset:
@@ -194,8 +212,13 @@ def _image(ds: Dataset) -> Dataset:
         setattr(image, keyword, "")
     for keyword in _GEOMETRY:
         element = _element(ds, keyword)
-        if element is not None and element.value not in (None, ""):
-            image.add(copy(element))
+        if element is None or element.value in (None, ""):
+            continue
+        if keyword in _MAY_BE_LACKING:
+            numbers = _numbers(element)
+            if len(numbers) > _MAY_BE_LACKING[keyword] or not all(one > 0 for one in numbers):
+                continue
+        image.add(copy(element))
     if "FrameOfReferenceUID" not in image:
         # Without one a SEG can't say where it lies; the references to the source
         # instances, frame by frame, remain what ties the two together.
@@ -244,6 +267,20 @@ def _element(ds: Dataset, keyword: str) -> DataElement | None:
         return None
 
 
+def _numbers(element: DataElement | None) -> list[float]:
+    """Its values as numbers; NaN for what is none, such as "A12" or "2.5 mm"."""
+    if element is None or element.is_empty:
+        return []
+    numbers = []
+    for value in element.value if element.VM > 1 else [element.value]:
+        try:
+            number = float(value)
+        except (ValueError, TypeError, OverflowError):
+            number = math.nan
+        numbers.append(number if math.isfinite(number) else math.nan)
+    return numbers
+
+
 def _is_valid(element: DataElement) -> bool:
     if element.keyword == "PatientSex":
         return element.value in ("M", "F", "O", "", None)
@@ -256,7 +293,7 @@ def _is_valid(element: DataElement) -> bool:
     return True
 
 
-def _character_set(first: Dataset) -> str | list[str] | None:
+def _character_set(first: Dataset) -> CharacterSet:
     value = first.get("SpecificCharacterSet")
     if not value:
         return None

@@ -383,3 +383,32 @@ def _set_transfer_syntax(ds: Dataset, transfer_syntax_uid: str) -> None:
     elif syntax not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
         message = "the builders write little endian and compressed transfer syntaxes"
         raise ValueError(message)
+
+
+def as_enhanced_frame(single: Dataset, *, shared: bool = True) -> Dataset:
+    """The same slice as an Enhanced CT object of one frame.
+
+    Args:
+        single: Of `a_ct_series`; it stays as it is.
+        shared: Where it lies is said for all frames at once, which is right for a single one;
+            else in the frame's own functional groups.
+    """
+    ds = Dataset()
+    for element in single:
+        if element.keyword not in _OF_A_FRAME or element.keyword == "PixelData":
+            ds.add(element)
+    ds.SOPClassUID = EnhancedCTImageStorage
+    ds.NumberOfFrames = 1
+    content = [_item(StackID="1", InStackPositionNumber=1, DimensionIndexValues=[1, 1])]
+    place = {
+        "PlanePositionSequence": [_item(ImagePositionPatient=single.ImagePositionPatient)],
+        "PlaneOrientationSequence": [_item(ImageOrientationPatient=single.ImageOrientationPatient)],
+        "PixelMeasuresSequence": [
+            _item(PixelSpacing=single.PixelSpacing, SliceThickness=single.SliceThickness)
+        ],
+    }
+    own = {"FrameContentSequence": content}
+    ds.SharedFunctionalGroupsSequence = [_item(**(place if shared else {}))]
+    ds.PerFrameFunctionalGroupsSequence = [_item(**(own if shared else {**own, **place}))]
+    _set_transfer_syntax(ds, ExplicitVRLittleEndian)
+    return ds

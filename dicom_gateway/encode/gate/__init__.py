@@ -27,7 +27,7 @@ from dicom_gateway.encode.gate.contours import check_structure_set
 from dicom_gateway.encode.gate.pictures import check_picture, shown_planes
 from dicom_gateway.encode.gate.reports import check_scores, check_volumes
 from dicom_gateway.encode.gate.segmentations import check_segmentation
-from dicom_gateway.encode.gate.truth import Misplaced, Truth, read_truth
+from dicom_gateway.encode.gate.truth import Contradictory, Misplaced, Truth, read_truth
 from dicom_gateway.errors import EncodingFailed
 from dicom_gateway.records import Output, Volume
 
@@ -59,7 +59,7 @@ def read_sources_anew(volume: Volume) -> Truth:
     try:
         return read_truth(volume)
     except Misplaced as error:
-        raise _held("result", str(error)) from error
+        raise _held("result", error) from error
     except _UNREADABLE as error:
         msg = (
             f"a source instance can't be read any more ({type(error).__name__}); "
@@ -141,14 +141,18 @@ class Gate:
             check_belongs(ds, self.truth, self.uid, self.sop_class_uid)
             yield ds
         except Misplaced as error:
-            raise _held(self.what, str(error)) from error
+            raise _held(self.what, error) from error
         except _UNREADABLE as error:
-            raise _held(self.what, f"it can't be read again ({type(error).__name__})") from error
+            why = Misplaced(f"it can't be read again ({type(error).__name__})")
+            raise _held(self.what, why) from error
 
 
-def _held(what: str, why: str) -> EncodingFailed:
+def _held(what: str, why: Misplaced) -> EncodingFailed:
+    remedy = "Please report this"
+    if isinstance(why, Contradictory):
+        remedy = "Send images that belong together as one series, and others as series of their own"
     msg = (
         f"the finished {what} is held back and was not sent: {why}; the object is kept in the "
-        "folder 'held' of the store. Please report this"
+        f"folder 'held' of the store. {remedy}"
     )
     return EncodingFailed(msg, code="result_misplaced")

@@ -9,7 +9,9 @@ Source: PS3.3 C.7.6.2 (Image Plane), C.7.6.16 (functional groups of multi-frame 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,14 @@ POSITION_TOLERANCE_MM = 1e-3
 below."""
 
 DIRECTION_TOLERANCE = 1e-4
-"""How far direction cosines, and millimetres per pixel, may be from the source's."""
+"""How far millimetres per pixel, in a direction, may be from those of the first source frame:
+they are the same numbers, taken over."""
+
+AGREEMENT_MM = 0.5
+AGREEMENT_PIXELS = 0.5
+"""How far the direction and spacing of one source frame may carry its outermost pixels from
+where those of the first would, whichever is less. Scanners round them differently from slice to
+slice, and only the first's are in a result. Half a pixel on, a voxel would be its neighbour."""
 
 IDENTITY = (
     "PatientID",
@@ -66,6 +75,10 @@ class Misplaced(Exception):
     """The object doesn't say what the mask and the sources say; never leaves the gate."""
 
 
+class Contradictory(Misplaced):
+    """The sources don't agree with each other; whoever sent them can mend it, not we."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plane:
     """One source frame where its file says it lies.
@@ -74,8 +87,9 @@ class Plane:
         frame_number: 1 for an instance of one frame.
         several: The instance has more than one frame.
         origin: float64 [3], LPS millimetres, centre of its first pixel.
-        along_i: float64 [3], millimetres per column.
-        along_j: float64 [3], millimetres per row.
+        along_i: float64 [3], millimetres per column; in a `Truth` the first frame's, from which
+            its own are no further than `AGREEMENT_MM`.
+        along_j: float64 [3], millimetres per row; likewise.
     """
 
     sop_class_uid: str
@@ -177,18 +191,36 @@ def read_truth(volume: Volume) -> Truth:
             raise Misplaced(msg)
         planes.append(_plane(ds, slice_.frame_number, volume, len(planes)))
     first = files[volume.headers[0]]
+    _hold_against_each_other(files.values())
     placed = _of_frame(first, 1, "PlanePositionSequence", "ImagePositionPatient") is not None
-    truth = Truth(
+    if placed:
+        _hold_volume_against(planes, volume)
+        planes = _with_one_direction(planes)
+    return Truth(
         planes=tuple(planes),
         study_instance_uid=str(first.StudyInstanceUID),
         identity=identity_of(first),
         frame_of_reference_uid=str(first.get("FrameOfReferenceUID") or "") or None,
         placed=placed,
-        thickness_mm=float(_of_frame(first, 1, "PixelMeasuresSequence", "SliceThickness") or 0.0),
+        thickness_mm=_number(_of_frame(first, 1, "PixelMeasuresSequence", "SliceThickness")),
     )
-    if placed:
-        _hold_volume_against(truth, volume)
-    return truth
+
+
+def _hold_against_each_other(sources: Collection[Dataset]) -> None:
+    """A result says of one patient and one study that all of its sources are theirs."""
+    for keyword, whose in (("PatientID", "patients"), ("StudyInstanceUID", "studies")):
+        if len({_text(ds, keyword).strip() for ds in sources}) > 1:
+            msg = f"its source images are of several {whose}: they don't have one {keyword}"
+            raise Contradictory(msg)
+
+
+def _number(value: object) -> float:
+    """A number that no place depends on; 0 where it is none: some write "2.5 mm"."""
+    try:
+        number = float(value or 0.0)  # type: ignore[arg-type]
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def identity_of(ds: Dataset) -> dict[str, str]:
@@ -220,7 +252,7 @@ def _plane(ds: Dataset, frame_number: int, volume: Volume, k: int) -> Plane:
         sop_instance_uid=str(ds.SOPInstanceUID),
         series_instance_uid=str(ds.SeriesInstanceUID),
         frame_number=frame_number,
-        several=int(ds.get("NumberOfFrames") or 1) > 1,
+        several=_number(ds.get("NumberOfFrames")) > 1,
         rows=int(ds.Rows),
         columns=int(ds.Columns),
         origin=origin,
@@ -230,8 +262,11 @@ def _plane(ds: Dataset, frame_number: int, volume: Volume, k: int) -> Plane:
 
 
 def _of_frame(ds: Dataset, frame_number: int, group: str, keyword: str) -> Any:
-    if ds.get(keyword) not in (None, ""):
-        return ds[keyword].value
+    """A frame's own value, or that of all frames, or where neither is there the object's.
+
+    In this order: what an object with functional groups says beside them is not of its frames
+    (PS3.3 C.7.6.16; the Image Plane module is for objects of one frame).
+    """
     own = ds.get("PerFrameFunctionalGroupsSequence") or []
     for holder in (
         *own[frame_number - 1 : frame_number],
@@ -240,35 +275,65 @@ def _of_frame(ds: Dataset, frame_number: int, group: str, keyword: str) -> Any:
         for item in holder.get(group) or []:
             if item.get(keyword) not in (None, ""):
                 return item[keyword].value
-    return None
+    return ds[keyword].value if ds.get(keyword) not in (None, "") else None
 
 
-def _hold_volume_against(truth: Truth, volume: Volume) -> None:
+def _hold_volume_against(planes: Sequence[Plane], volume: Volume) -> None:
     """The mask was made under the volume's affine: that must be where its files lie."""
-    if volume.shape_kji != (len(truth.planes), truth.planes[0].rows, truth.planes[0].columns):
+    first, affine = planes[0], volume.affine_lps
+    if volume.shape_kji != (len(planes), first.rows, first.columns):
         msg = "the volume has another shape than its sources"
         raise Misplaced(msg)
-    affine = volume.affine_lps
-    for k, plane in enumerate(truth.planes):
-        turned = max(
-            float(np.abs(plane.along_i - affine[:3, 0]).max()),
-            float(np.abs(plane.along_j - affine[:3, 1]).max()),
-        )
-        if turned > DIRECTION_TOLERANCE:
-            msg = "the volume is turned or scaled against its sources"
-            raise Misplaced(msg)
+    turned = max(
+        float(np.abs(first.along_i - affine[:3, 0]).max()),
+        float(np.abs(first.along_j - affine[:3, 1]).max()),
+    )
+    if not turned <= DIRECTION_TOLERANCE:
+        msg = "the volume is turned or scaled against its sources"
+        raise Misplaced(msg)
+    for k, plane in enumerate(planes):
         stated = np.array(volume.slices[k].position_lps_mm)
-        if float(np.abs(plane.origin - stated).max()) > POSITION_TOLERANCE_MM:
+        if not float(np.abs(plane.origin - stated).max()) <= POSITION_TOLERANCE_MM:
             msg = f"slice {k + 1} of the volume doesn't lie on its source"
             raise Misplaced(msg)
-    last = len(truth.planes) - 1
+    last = len(planes) - 1
     ends = {0: affine[:3, 3], last: affine[:3, 3] + last * affine[:3, 2]}
     for k, end in ends.items():
-        if float(np.abs(truth.planes[k].origin - end).max()) > POSITION_TOLERANCE_MM:
+        if float(np.abs(planes[k].origin - end).max()) > POSITION_TOLERANCE_MM:
             msg = "the volume's first or last slice doesn't lie on its source"
             raise Misplaced(msg)
     if last:
-        steps = np.diff(np.array([plane.origin for plane in truth.planes]), axis=0)
+        steps = np.diff(np.array([plane.origin for plane in planes]), axis=0)
         if not ((steps @ affine[:3, 2]) > 0).all():
             msg = "the volume's slices are not in the order in which they lie"
             raise Misplaced(msg)
+
+
+def _with_one_direction(planes: Sequence[Plane]) -> list[Plane]:
+    """All planes with the first one's directions and spacing, where they agree well enough.
+
+    Raises:
+        Contradictory: one would show its outermost pixels elsewhere.
+    """
+    first = planes[0]
+    smallest_mm = min(float(np.linalg.norm(one)) for one in (first.along_i, first.along_j))
+    within_mm = min(AGREEMENT_MM, AGREEMENT_PIXELS * smallest_mm)
+    for k, plane in enumerate(planes):
+        off_mm = _off_at_corners_mm(plane, first)
+        if not off_mm <= within_mm:
+            msg = (
+                "its source images don't agree with each other in direction or pixel spacing "
+                f"(slice {k + 1} is {off_mm:.2g} mm off the first one's at a corner)"
+            )
+            raise Contradictory(msg)
+    return [replace(plane, along_i=first.along_i, along_j=first.along_j) for plane in planes]
+
+
+def _off_at_corners_mm(plane: Plane, other: Plane) -> float:
+    """How far apart the corners of two planes are if their first pixels are laid on each other.
+
+    Nowhere between them is it further: it grows linearly with row and column.
+    """
+    across = (plane.columns - 1) * (plane.along_i - other.along_i)
+    down = (plane.rows - 1) * (plane.along_j - other.along_j)
+    return max(float(np.linalg.norm(corner)) for corner in (across, down, across + down))
