@@ -35,6 +35,11 @@ slices are 0.1 mm apart, positions are written to 0.001 mm."""
 SPACING_TOLERANCE_MM = 1e-3
 """Pixel spacings that differ by more are two grids."""
 
+CORNER_MM = 0.5
+CORNER_PIXELS = 0.5
+"""How far what is tolerated above may carry a frame's outermost pixels from where the first
+frame's would be, whichever is less: half a pixel on, a voxel is its neighbour."""
+
 LARGEST_MM = 1e6
 """A position or a spacing beyond a kilometre is a damaged value, and may be one that no
 arithmetic survives."""
@@ -96,8 +101,10 @@ def stack_frames(frames: Sequence[Frame]) -> Stack:
         key=lambda n: (along[n], frames[n].header.instance_number, frames[n].number),
     )
     _refuse_duplicates(along[order])
+    ordered = tuple(frames[n] for n in order)
+    _refuse_turned(ordered)
     return Stack(
-        frames=tuple(frames[n] for n in order),
+        frames=ordered,
         positions=positions[order],
         normal=normal,
         along=along[order],
@@ -247,6 +254,35 @@ def _refuse_mixed_grids(frames: Sequence[Frame]) -> None:
             "send each as its own series"
         )
         raise UnusableSeries(msg, code="mixed_geometry")
+
+
+def _refuse_turned(frames: Sequence[Frame]) -> None:
+    """A volume has one direction and spacing: the first frame's."""
+    first, *others = dict.fromkeys((one.orientation, one.pixel_spacing_mm) for one in frames)
+    if not others:
+        return
+    rows, columns = frames[0].header.rows or 0, frames[0].header.columns or 0
+    steps = _steps(*first)
+    within_mm = min(CORNER_MM, CORNER_PIXELS * float(np.linalg.norm(steps, axis=1).min()))
+    for other in others:
+        across, down = (_steps(*other) - steps) * np.array([[columns - 1], [rows - 1]])
+        off_mm = max(float(np.linalg.norm(one)) for one in (across, down, across + down))
+        if off_mm > within_mm:
+            msg = (
+                "the slices don't agree with each other in direction or pixel spacing (their "
+                f"corners lie up to {off_mm:.2g} mm off); send each direction as its own series"
+            )
+            raise UnusableSeries(msg, code="mixed_geometry")
+
+
+def _steps(
+    orientation: tuple[float, ...] | None, spacing_mm: tuple[float, ...] | None
+) -> NDArray[np.float64]:
+    """[2, 3] LPS millimetres from column to column, and from row to row."""
+    assert orientation is not None
+    assert spacing_mm is not None
+    directions = np.array(orientation, dtype=np.float64).reshape(2, 3)
+    return np.asarray(directions * [[spacing_mm[1]], [spacing_mm[0]]], dtype=np.float64)
 
 
 def _refuse_duplicates(along: NDArray[np.float64]) -> None:

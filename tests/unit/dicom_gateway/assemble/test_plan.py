@@ -350,3 +350,21 @@ def test_stacks_in_one_row_are_one_volume(tmp_path: Path) -> None:
     series = a_kept_series(tmp_path, _two_stacks((0.0, 15.0)))
     (plan,) = plan_volumes(series, EVERYTHING)
     assert len(plan.frames) == 12
+
+
+@pytest.mark.parametrize(("noise", "accepted"), [(3e-5, True), (4e-4, True), (9e-4, False)])
+def test_directions_may_differ_by_rounding_and_no_more(
+    tmp_path: Path, noise: float, accepted: bool
+) -> None:
+    """What carries a corner half a pixel on is no rounding; the gate would hold the result."""
+    datasets = a_ct_series(6, rows=512, columns=512, pixel_spacing_mm=(0.7, 0.7))
+    for number, ds in enumerate(datasets):
+        turn = noise if number % 2 else 0.0
+        ds.ImageOrientationPatient = [1, turn, 0, -turn, 1, 0]
+    series = a_kept_series(tmp_path, datasets)
+    if accepted:
+        assert len(plan_volumes(series)) == 1
+    else:
+        with pytest.raises(UnusableSeries, match="don't agree with each other") as refusal:
+            plan_volumes(series)
+        assert refusal.value.code == "mixed_geometry"
