@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,19 +69,30 @@ def test_the_generated_chest_can_be_left_out(tmp_path: Path) -> None:
     assert "chest" not in stage.notes
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_was_measured_is_written_before_the_next_piece(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
 ) -> None:
-    """An evening that is broken off isn't lost."""
+    """An evening that is broken off isn't lost, and what a piece has started is ended."""
+    ended = []
 
     def breaks_off(_: Stage) -> Found:
-        raise KeyboardInterrupt
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:
+            ended.append("the server")
+        raise AssertionError
 
     monkeypatch.setitem(PARTS, "models", once("something", _measured))
     monkeypatch.setitem(PARTS, "peers", once("something long", breaks_off))
     arguments = ["--quick", "--only", "models", "--only", "peers", "--out", str(tmp_path)]
-    with pytest.raises(KeyboardInterrupt):
-        bench.main(arguments)
+    assert bench.main(arguments) == 130
+    assert ended == ["the server"]
+    assert "Stopped. What was measured until now is in" in capsys.readouterr().out
     document = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert [one["name"] for one in document["measurements"]] == ["a: one"]
 
