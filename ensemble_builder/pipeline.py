@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ensemble_builder.bundle import BUILT_IN, Bundle, Options, find_bundle, read_bundle
@@ -36,16 +37,15 @@ from ensemble_builder.plan import (
     step_models,
     steps_of,
 )
-from ensemble_builder.spec import NetworkNode, SpecFile, is_spec, read_spec
+from ensemble_builder.runtime.networks import RUNTIMES
+from ensemble_builder.sharing import PIPELINE_RECORD
+from ensemble_builder.spec import Name, NetworkNode, SpecFile, is_spec, read_spec
 from ensemble_builder.version import BUILDER_VERSION
 from ensemble_builder.wired import Joint, Member, MemberModel, Wired
 from ensemble_builder.wiring import wire
 
 PIPELINE_FILE = "pipeline.yaml"
 """Of a built-in pipeline, in its folder."""
-
-PIPELINE_RECORD = "pipeline.json"
-"""In the ensemble's version folder: what the pipeline is, and which models serve each node."""
 
 BYTES_PER_VOXEL_OF_A_JOINT = 4.0
 """A region's part of the image, or a merge's masks: at most about this."""
@@ -113,8 +113,20 @@ def read_pipeline(path: Path, options: Options) -> tuple[SpecFile, dict[str, Bun
         raise PipelineError(msg)
     file = read_spec(path)
     if options.name:
-        file = replace(file, spec=file.spec.model_copy(update={"pipeline": options.name}))
+        try:
+            name = TypeAdapter(Name).validate_python(options.name)
+        except ValidationError as error:
+            msg = (
+                f"{path.name}: a pipeline can't be called {options.name!r}; --name is a short name "
+                "in lower_snake, at most 31 characters"
+            )
+            raise PipelineError(msg) from error
+        file = replace(file, spec=file.spec.model_copy(update={"pipeline": name}))
     order(file)  # before any bundle is read
+    for node, one in file.spec.nodes.items():
+        if isinstance(one, NetworkNode) and one.runtime not in (None, *RUNTIMES):
+            msg = f"runtime '{one.runtime}' is not one of {', '.join(RUNTIMES)}"
+            raise file.error(("nodes", node, "runtime"), msg)
     bundles = read_members(file, options)
     return file, bundles, wire(file, {node: member_of(one) for node, one in bundles.items()})
 

@@ -19,9 +19,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from ensemble_builder.errors import RepositoryError
 from ensemble_builder.plan import CONFIG_FILE, VERSION, Model, config_text
-
-STEPS_FILE = "steps.json"
-"""In an ensemble's version folder: model -> the version it was built with."""
+from ensemble_builder.sharing import STEPS_FILE, refuse_taken_names
 
 WRITTEN_LATER = frozenset({"parity.json"})
 """Files in a version's folder that don't come from the plan."""
@@ -41,7 +39,8 @@ def write(
         Each model and whether its folder changed; an equal one is left untouched.
 
     Raises:
-        RepositoryError: the repository can't be written.
+        RepositoryError: the repository can't be written, or another pipeline has a model that
+            would be replaced by another one (see `sharing.py`).
     """
     planned = list(models)
     try:
@@ -53,8 +52,19 @@ def write(
         workshop.mkdir()
         try:
             versions: dict[str, int] = {}
+            made = {model.name: _contents(model) for model in planned}
+            refuse_taken_names(
+                repository,
+                planned[-1].name,
+                made,
+                {
+                    name: _read(repository / name / str(there[-1]))
+                    for name in made
+                    if (there := versions_of(repository / name))
+                },
+            )
             for model in planned:
-                contents = _contents(model)
+                contents = made[model.name]
                 if model is planned[-1]:
                     steps = json.dumps(versions, indent=2, sort_keys=True) + "\n"
                     contents[STEPS_FILE] = steps.encode()

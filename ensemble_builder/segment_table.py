@@ -17,6 +17,7 @@ ErrorAt = Callable[[Place, str], PipelineError]
 """Place in the file and a sentence -> the error that says both."""
 
 _CODES = ("category", "type", "type_modifier", "anatomic_region", "colour_rgb")
+_MAY_BE_NONE = frozenset({"type_modifier", "anatomic_region", "colour_rgb"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,13 @@ def merged_table(
     ]
     labels: dict[str, list[tuple[int, int]]] = {member: [] for member in node.merge}
     found: dict[int, SegmentRow] = {}
-    named: set[int] = set()
+    stated: dict[int, frozenset[str]] = {}
     for where, row in zip(places, rows, strict=True):
         own = _own_segment(where, row, tables, error)
         if row.label in {label for label, _ in labels[row.of]}:
             raise error(where, f"label {row.label} of '{row.of}' has a row already; keep one")
         labels[row.of].append((row.label, row.to))
-        _add(where, row, own, found, named, error)
+        _add(where, row, own, found, stated, error)
     for member, given in labels.items():
         if not given:
             raise error(
@@ -100,7 +101,7 @@ def _add(  # noqa: PLR0917
     row: MergedSegment,
     own: SegmentRow,
     found: dict[int, SegmentRow],
-    named: set[int],
+    stated: dict[int, frozenset[str]],
     error: ErrorAt,
 ) -> None:
     """Adds a row, or joins it to the one that has its label already.
@@ -110,24 +111,45 @@ def _add(  # noqa: PLR0917
         row: What the file says.
         own: The member's segment.
         found: The table so far.
-        named: Labels to which a row gave a name.
+        stated: What the first row of each label says itself.
         error: Makes errors.
     """
-    changes = {key: getattr(row, key) for key in _CODES if getattr(row, key) is not None}
-    if row.name is not None:
-        changes["name"] = row.name
+    said = frozenset(key for key in (*_CODES, "name") if key in row.model_fields_set)
+    # An explicit null takes away what the member's own segment has.
+    changes = {
+        key: value
+        for key in said
+        if (value := getattr(row, key)) is not None or key in _MAY_BE_NONE
+    }
     ours = own.model_copy(update={**changes, "label": row.to})
     there = found.get(row.to)
     if there is None:
         found[row.to] = ours
-        if row.name is not None:
-            named.add(row.to)
-    elif there.name != (row.name or (there.name if row.to in named else ours.name)):
+        stated[row.to] = said
+        return
+    first = stated[row.to]
+    if there.name != (row.name or (there.name if "name" in first else ours.name)):
         raise error(
             where,
             f"label {row.to} is '{there.name}' already; give the first row of this label the name "
             "of what is joined and the others none, or this row another number under 'to'",
         )
+    if said - {"name"}:
+        raise error(
+            where,
+            f"label {row.to} has a row already, and what it is belongs there: move "
+            f"{_listed(sorted(said - {'name'}))} to the first row of this label",
+        )
+    differing = [key for key in _CODES if getattr(own, key) != getattr(there, key)]
+    unsaid = [key for key in differing if key not in first]
+    if needed := [key for key in unsaid if key not in _MAY_BE_NONE]:
+        raise error(
+            where,
+            f"'{own.name}' of '{row.of}' is joined to label {row.to}, '{there.name}', and they "
+            f"differ in {_listed(needed)}: say on the first row of this label what both are",
+        )
+    # A left and a right lung together are neither.
+    found[row.to] = there.model_copy(update=dict.fromkeys(unsaid))
 
 
 def _check_names(place: Place, found: Mapping[int, SegmentRow], error: ErrorAt) -> None:

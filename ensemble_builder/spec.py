@@ -264,8 +264,10 @@ def _load(path: Path) -> tuple[Any, dict[Place, int]]:
         line = f":{mark.line + 1}" if mark else ""
         msg = f"{path}{line}: is no YAML: {error.problem or error.context}"
         raise PipelineError(msg) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        msg = f"{path}: is no YAML: {str(error).splitlines()[0]}"
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, LookupError) as error:
+        # The last two: keys that are lists, and tags on values that aren't of their kind.
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        msg = f"{path}: is no YAML that can be read here: {why}"
         raise PipelineError(msg) from error
 
 

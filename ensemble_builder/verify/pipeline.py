@@ -22,11 +22,12 @@ from scipy import ndimage
 from ensemble_builder.bundle import Options
 from ensemble_builder.errors import ParityError
 from ensemble_builder.graph import inputs_of, order
-from ensemble_builder.pipeline import PIPELINE_RECORD, plan_pipeline
-from ensemble_builder.repository import write
+from ensemble_builder.pipeline import plan_pipeline
+from ensemble_builder.repository import served_version, steps_of_version, versions_of, write
 from ensemble_builder.runtime.inputs import Input
 from ensemble_builder.samples import IMAGE_JI, VOLUME_KJI, sample
 from ensemble_builder.server import TritonServer
+from ensemble_builder.sharing import PIPELINE_RECORD
 from ensemble_builder.spec import MergeNode, NetworkNode, PipelineSpec, RegionNode, SpecFile
 from ensemble_builder.verify.certificate import (
     RuntimeParity,
@@ -55,6 +56,7 @@ class BuiltPipeline:
         members: Node -> prefix of the models that serve it.
         tables: Merge -> member -> (label, merged label) pairs.
         contract: The ensemble's.
+        steps: All of its models, itself included.
     """
 
     spec: PipelineSpec
@@ -62,19 +64,24 @@ class BuiltPipeline:
     tables: Mapping[str, Mapping[str, Sequence[Sequence[int]]]]
     contract: Mapping[str, Any]
     repository: Path
+    steps: tuple[str, ...]
 
     @staticmethod
     def find(repository: Path, pipeline: str) -> BuiltPipeline | None:
-        """The newest version of a pipeline of several models; None where it is none."""
+        """The served version of a pipeline of several models; None where it is none."""
         model = repository / pipeline
-        versions = sorted(int(p.name) for p in model.glob("*") if p.name.isdigit())
-        record = model / str(versions[-1]) / PIPELINE_RECORD if versions else model
+        if not versions_of(model):
+            return None
+        # What a person rolled back to is what Triton serves, not the newest.
+        version = served_version(model)
+        record = model / str(version) / PIPELINE_RECORD
         if not record.is_file():
             return None
         raw = json.loads(record.read_text(encoding="utf-8"))
         contract = json.loads((record.parent / "contract.json").read_text(encoding="utf-8"))
         spec = PipelineSpec.model_validate(raw["spec"])
-        return BuiltPipeline(spec, raw["members"], raw["tables"], contract, repository)
+        steps = tuple(steps_of_version(model, version))
+        return BuiltPipeline(spec, raw["members"], raw["tables"], contract, repository, steps)
 
     @property
     def file(self) -> SpecFile:
@@ -131,7 +138,8 @@ def _network(
     request: dict[str, NDArray[Any]] = {}
     for n, one in enumerate(source.recipe.inputs):
         names = node.channels if n == 0 else (node.inputs[one.key],)
-        request |= _fed(one, [_stored(name, first, images, masks) for name in names], first)
+        own = images.get(names[0], first) if one.layout == "volume" else first
+        request |= _fed(one, [_stored(name, first, images, masks) for name in names], own)
     output = next(o for o in source.recipe.outputs if o.kind == "labelmap")
     found = monai_stages(source, request).outputs[output.tensor]
     if first.box is None:
@@ -152,7 +160,9 @@ def _stored(
         return images[name].image, images[name].rescale
     mask = masks[name][0]
     part = mask if first.box is None else mask[first.box]
-    return part.astype(np.int16), np.tile([1.0, 0.0], (len(part), 1))
+    shift = 32768 if part.max(initial=0) > 32767 else 0  # as unsigned pixels come
+    stored = (part.astype(np.int32) - shift).astype(np.int16)
+    return stored, np.tile([1.0, float(shift)], (len(part), 1))
 
 
 def _fed(
@@ -221,10 +231,8 @@ def verify_served_pipeline(built: BuiltPipeline, request: Request | None) -> tup
     with tempfile.TemporaryDirectory(prefix="tritome-verify-") as folder:
         only = Path(folder) / "model_repository"
         only.mkdir()
-        prefixes = tuple(f"{prefix}_" for prefix in (name, *built.members.values()))
-        for model in sorted(repository.iterdir()):
-            if model.name == name or model.name.startswith(prefixes):
-                (only / model.name).symlink_to(model.resolve())
+        for model in built.steps:
+            (only / model).symlink_to((repository / model).resolve())
         with TritonServer(only, log=Path(folder) / "triton.log", watch=False) as server:
             verdict = _verdict(built, server, [(name, built)], request)
     return verdict, write_certificate(verdict, repository, str(built.contract["certificate"]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ensemble_builder.contract import Code
 from ensemble_builder.errors import PipelineError
 from ensemble_builder.graph import Call, check_calls, inputs_of, order
 from ensemble_builder.plan import Tensor
@@ -14,7 +16,7 @@ from ensemble_builder.runtime.inputs import Input
 from ensemble_builder.spec import read_spec
 from ensemble_builder.wired import Member, Wired
 from ensemble_builder.wiring import wire
-from tests.support.pipelines import a_member, a_pipeline
+from tests.support.pipelines import TISSUE, a_member, a_pipeline
 
 LUNGS = a_member("lung_ct", "Left lung", "Right lung")
 THORAX = a_member("thorax_ct", "Heart", "Aorta")
@@ -68,6 +70,75 @@ def test_a_merge_without_a_table_numbers_all_segments(tmp_path: Path) -> None:
     ]
     rule = json.loads(found.joints[0].rule)
     assert [one["table"] for one in rule["members"]] == [[[1, 1], [2, 2]], [[1, 3], [2, 4]]]
+
+
+LEFT, RIGHT = (
+    Code(value=value, scheme_designator="SCT", meaning=meaning)
+    for value, meaning in (("7771000", "Left"), ("24028007", "Right"))
+)
+JOINED = """
+  lungs: {{bundle: lung_ct}}
+  all:
+    merge: [lungs]
+    overlap: first
+    segments:
+      - {{of: lungs, label: 1, to: 1, name: Lungs{first}}}
+      - {{of: lungs, label: 2, to: 1{second}}}
+"""
+CODE = "{value: '7771000', scheme_designator: SCT, meaning: Left}"
+
+
+def sided(type_of_second: Code = TISSUE) -> dict[str, Member]:
+    """Two lungs, of which each has its side."""
+    lungs = a_member("lung_ct", "Left lung", "Right lung")
+    rows = zip(lungs.segments, (LEFT, RIGHT), (TISSUE, type_of_second), strict=True)
+    segments = tuple(
+        row.model_copy(update={"type_modifier": side, "type": kind}) for row, side, kind in rows
+    )
+    return {"lungs": replace(lungs, segments=segments)}
+
+
+def test_left_and_right_joined_are_neither(tmp_path: Path) -> None:
+    """The side of the first would be said of both."""
+    (row,) = wired(a_pipeline(tmp_path, JOINED.format(first="", second="")), sided()).segments
+    assert (row.name, row.type_modifier) == ("Lungs", None)
+
+
+def test_a_code_can_be_taken_away(tmp_path: Path) -> None:
+    """An explicit null is no silence."""
+    nodes = """
+  lungs: {bundle: lung_ct}
+  all:
+    merge: [lungs]
+    overlap: first
+    segments:
+      - {of: lungs, label: 1, to: 1, type_modifier: null}
+      - {of: lungs, label: 2, to: 2}
+"""
+    first, second = wired(a_pipeline(tmp_path, nodes), sided()).segments
+    assert (first.type_modifier, second.type_modifier) == (None, RIGHT)
+
+
+def test_what_the_first_row_says_of_both_is_said_of_both(tmp_path: Path) -> None:
+    """The person who joins them knows."""
+    nodes = JOINED.format(first=f", type_modifier: {CODE}", second="")
+    (row,) = wired(a_pipeline(tmp_path, nodes), sided()).segments
+    assert row.type_modifier == LEFT
+
+
+@pytest.mark.parametrize(
+    ("second", "kind", "sentence"),
+    [
+        (f", type_modifier: {CODE}", TISSUE, "move type_modifier to the first row"),
+        ("", LEFT, "differ in type: say on the first row"),
+    ],
+)
+def test_codes_that_would_be_lost_are_refused(
+    tmp_path: Path, second: str, kind: Code, sentence: str
+) -> None:
+    """Of a later row, or of a member that is something else than the first."""
+    with pytest.raises(PipelineError, match=sentence):
+        wired(a_pipeline(tmp_path, JOINED.format(first="", second=second)), sided(kind))
 
 
 def test_a_network_in_a_region_gets_the_part_and_its_mask_is_pasted_back(tmp_path: Path) -> None:

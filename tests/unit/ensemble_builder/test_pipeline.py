@@ -173,3 +173,27 @@ def test_values_on_the_command_line_belong_into_the_file(folder: Path) -> None:
     """They can't say which bundle they mean."""
     with pytest.raises(PipelineError, match="stand in its YAML"):
         plan_pipeline(folder / "two.yaml", Options(overrides={"inferer#overlap": 0.1}))
+
+
+@pytest.mark.parametrize("name", ["Bad Name", "MASK", "two-b", "n" * 70])
+def test_a_name_that_is_none_is_refused(folder: Path, name: str) -> None:
+    """As in the file."""
+    with pytest.raises(PipelineError, match=r"can't be called.*lower_snake"):
+        plan_pipeline(folder / "two.yaml", Options(name=name))
+
+
+def test_a_runtime_that_is_none_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    """Loading the model would find out."""
+    a_threshold_bundle(tmp_path / "bright", channels=1)
+    file = a_pipeline(tmp_path, "  spot: {bundle: ./bright, runtime: torchh}", output="spot")
+    with pytest.raises(PipelineError, match=r"two.yaml:3: runtime 'torchh' is not one of auto"):
+        plan_pipeline(file)
+
+
+@pytest.mark.parametrize("text", ["? [a, b]\n: c", "{a: b}: c", "x: !!bool maybe", "x: !!int ''"])
+def test_yaml_that_python_can_t_hold_is_said_in_a_sentence(tmp_path: Path, text: str) -> None:
+    """Keys that are lists, and tags that lie."""
+    file = tmp_path / "odd.yaml"
+    file.write_text(f"pipeline: odd\nnodes:\n  {text}\n", encoding="utf-8")
+    with pytest.raises(PipelineError, match=r"odd.yaml"):
+        plan_pipeline(file)
