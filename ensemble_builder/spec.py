@@ -117,7 +117,9 @@ class MergedSegment(_Part):
     to: _Label
     """The label in the merged mask; several rows may share one, which joins them."""
     name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    """The member's own where not given; so are the five below."""
+    """The member's own where not given; so are the five below, and null takes one of the last
+    three away. Of rows that are joined the first says it; a side, place or colour in which their
+    members differ, and which it doesn't say, is left out."""
     category: Code | None = None
     type: Code | None = None
     type_modifier: Code | None = None
