@@ -71,7 +71,8 @@ def further_inputs(
         if source in work.images and one.layout == "volume":
             image = work.images[source]
         else:
-            label = f"{name}.{one.tensor}"
+            # The first input's edge is called INPUT already.
+            label = f"{name}.{'FURTHER_' * (one.tensor == 'INPUT')}{one.tensor}"
             image = _channels(
                 work, place, label, (source,), stacked=one.layout == "channels", like=first
             )

@@ -94,8 +94,9 @@ class RegionNode(_Part):
     crop: bool = True
     """Cut the image to the region's bounding box; masks found in it are pasted back."""
     outside_value: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Where given, every voxel of other labels gets this value (in CT: HU), so that the mask
-    gates what the next network sees. Voxels within `margin_mm` of the labels are kept."""
+    """Where given, every voxel of other labels gets this value (in CT: HU), or the nearest one
+    that the image's pixels can hold, so that the mask gates what the next network sees. Voxels
+    within `margin_mm` of the labels are kept."""
     when_empty: Literal["whole", "refuse"] = "whole"
     """Where the mask has none of the labels: take the whole image, or refuse the request."""
 

@@ -474,3 +474,14 @@ def test_edges_are_checked_by_type() -> None:
         Call("b", ((MASK, "one"),), ((MASK, "two"), (MASK, "MASK"))),
     )
     assert complaint(*circle) == "these models wait for one another in a circle: a, b"
+
+
+def test_a_further_input_called_input_gets_an_edge_of_its_own(tmp_path: Path) -> None:
+    """The first input's edge has that name already."""
+    further = (Input("image", "IMAGE", "channels", 1), Input("input", "INPUT", "channels", 1))
+    members = {"lungs": a_member("lung_ct", "Lung", inputs=further)}
+    nodes = "  lungs: {bundle: lung_ct, image: [image], inputs: {input: image}}"
+    found = wired(a_pipeline(tmp_path, nodes, output="lungs"), members)
+    edges = [edge for call in found.calls for _, edge in call.outputs]
+    assert len(set(edges)) == len(edges)
+    assert len({joint.name for joint in found.joints}) == len(found.joints)
