@@ -49,7 +49,8 @@ class Note:
     Attributes:
         received_at_s: Seconds since the epoch by this host's clock, never the same twice.
         conflicts: Whether it is set apart; None where the order of arrival says so.
-        last_calling_ae_title: Who sent it last, where somebody else has done so since.
+        last_calling_ae_title: Who sent it last and so had the series, where the sender and time
+            above don't say so; of an object that is set apart they say nothing about its series.
         last_received_at_s: When that was.
         removed: It has left this AE title by the retention policy.
     """

@@ -70,7 +70,9 @@ class Notes:
         if kept.conflicts or kept.replaces or note.conflicts is not None:
             note = replace(note, conflicts=kept.conflicts)
         sender = arrival.calling_ae_title
-        if kept.touched and (sender != note.calling_ae_title or note.last_calling_ae_title):
+        # What is set apart counts by itself as no news of its series: often it is none.
+        news = kept.conflicts or kept.renamed or sender != note.calling_ae_title
+        if kept.touched and (news or note.last_calling_ae_title):
             note = replace(note, last_calling_ae_title=sender, last_received_at_s=now.received_at_s)
         if note != said:
             self._put(relative, note)

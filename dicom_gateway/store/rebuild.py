@@ -5,9 +5,10 @@ every kept object, how it came to which AE title and in which order, and which o
 under one UID is in use. No gateway may run on the folder meanwhile.
 
 What is there already stays. What comes anew is played through the same rules as when it came
-(`rows.py`), in the same order. A series of which there is a result already counts as decided,
-so that nothing is computed and sent twice; any other is judged again. A file whose bytes have
-changed is set apart under `damaged/`, so that sending the object again mends it.
+(`rows.py`), in the same order. A series counts as decided where results plainly were made from
+all of it, so that nothing is computed and sent twice; any other is judged again
+(`computed.py`). A file whose bytes have changed is set apart under `damaged/`, so that sending
+the object again mends it.
 
 Survives a crash: all of it; begun again, it goes on where it was.
 """
@@ -19,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydicom
 import sqlalchemy as sa
 
 from dicom_gateway.database import (
@@ -28,24 +28,20 @@ from dicom_gateway.database import (
     job_instances,
     jobs,
     reading,
-    results,
     series,
     transaction,
 )
 from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.records import Arrival, SeriesState
+from dicom_gateway.store.computed import decide_what_was_computed
 from dicom_gateway.store.envelope import Note
-from dicom_gateway.store.examine import DAMAGED, RESULTS, Examined, examine_all, instance_files
+from dicom_gateway.store.examine import DAMAGED, Examined, examine_all, instance_files
 from dicom_gateway.store.files import sync_folder
 from dicom_gateway.store.notes import note_path
-from dicom_gateway.store.rows import write_rows
+from dicom_gateway.store.rows import follow_what_is_in_use, write_rows
 
 _TOGETHER = 200
 _ASSOCIATION = "rebuild"
-_HAS_RESULTS = (
-    "the index was made again from the files; results of this series lie in the store, and "
-    "whether they were delivered isn't known any more"
-)
 
 
 @dataclass
@@ -58,7 +54,7 @@ class Rebuilt:
         forgotten: Rows whose file is gone.
         still_missing: Rows whose file is gone and which a job uses; they stay.
         damaged: Files that were set apart, and why.
-        decided: Series that have results already.
+        decided: Series of which all is in results already.
         receiving: Series that will be judged again.
     """
 
@@ -108,7 +104,7 @@ def rebuild(
     before = _known_series(engine)
     _add(engine, whole, done)
     _settle_conflicts(engine, whole)
-    _decide_what_has_results(engine, folder, before, done)
+    done.decided = decide_what_was_computed(engine, folder, before)
     with reading(engine) as connection:
         done.receiving = connection.execute(
             sa.select(sa.func.count())
@@ -207,6 +203,17 @@ def _play(connection: sa.Connection, one: Examined, note: Note) -> None:
     assert one.identity is not None
     assert one.envelope is not None
     identity = one.identity
+    ours = sa.and_(
+        series.c.series_instance_uid == identity.series_instance_uid,
+        series.c.called_ae_title == note.called_ae_title,
+    )
+    before = None
+    if note.conflicts:
+        # It may have come when the series was decided, and was no news then. Here every series
+        # is still open; where it was news, the note says so (`_name_last_senders`).
+        before = connection.execute(
+            sa.select(series.c.calling_ae_title, series.c.last_arrival_at_s).where(ours)
+        ).first()
     values = {
         "sop_instance_uid": identity.sop_instance_uid,
         "sha256": one.sha256,
@@ -245,15 +252,10 @@ def _play(connection: sa.Connection, one: Examined, note: Note) -> None:
         )
         .values(received_at_s=note.received_at_s)
     )
-    if kept.touched:
-        connection.execute(
-            series.update()
-            .where(
-                series.c.series_instance_uid == identity.series_instance_uid,
-                series.c.called_ae_title == note.called_ae_title,
-            )
-            .values(last_arrival_at_s=note.received_at_s)
-        )
+    if before is not None:
+        connection.execute(series.update().where(ours).values(**before._mapping))
+    elif kept.touched:
+        connection.execute(series.update().where(ours).values(last_arrival_at_s=note.received_at_s))
 
 
 def _name_last_senders(connection: sa.Connection, new: list[tuple[Note, Examined]]) -> None:
@@ -277,13 +279,19 @@ def _name_last_senders(connection: sa.Connection, new: list[tuple[Note, Examined
 
 
 def _settle_conflicts(engine: sa.Engine, whole: list[Examined]) -> None:
-    """Where a note says which of several objects under one UID is in use, it is."""
+    """Where a note says which of several objects under one UID is in use, it is.
+
+    What that says of study and modality holds for its series.
+    """
     said: dict[tuple[str, str], list[tuple[Note, str]]] = {}
+    changed: set[tuple[str, str]] = set()
+    series_of: dict[str, str] = {}
     for one in whole:
         assert one.identity is not None
         for note in one.notes:
             key = one.identity.sop_instance_uid, note.called_ae_title
             said.setdefault(key, []).append((note, one.relative.as_posix()))
+        series_of[one.relative.as_posix()] = one.identity.series_instance_uid
     with transaction(engine) as connection:
         for (_, title), some in said.items():
             if len(some) < 2 or all(note.conflicts is None for note, _ in some):
@@ -303,46 +311,6 @@ def _settle_conflicts(engine: sa.Engine, whole: list[Examined]) -> None:
                     )
                     .values(conflicts=path != in_use)
                 )
-
-
-def _decide_what_has_results(
-    engine: sa.Engine, folder: Path, before: set[tuple[str, str]], done: Rebuilt
-) -> None:
-    """A series that is new in the index and has a result without a row has been through it."""
-    with reading(engine) as connection:
-        known = set(connection.execute(sa.select(results.c.path)).scalars())
-    sources: set[str] = set()
-    for path in sorted((folder / RESULTS).glob("*.dcm")):
-        if path.relative_to(folder).as_posix() not in known:
-            sources |= _source_series(path)
-    with transaction(engine) as connection:
-        for row in connection.execute(
-            sa.select(series.c.series_instance_uid, series.c.called_ae_title).where(
-                series.c.state == SeriesState.RECEIVING.value
-            )
-        ).all():
-            key = row.series_instance_uid, row.called_ae_title
-            if key in before or row.series_instance_uid not in sources:
-                continue
-            connection.execute(
-                series.update()
-                .where(
-                    series.c.series_instance_uid == row.series_instance_uid,
-                    series.c.called_ae_title == row.called_ae_title,
-                )
-                .values(state=SeriesState.DECIDED.value, reasons=_HAS_RESULTS)
-            )
-            done.decided += 1
-
-
-def _source_series(result: Path) -> set[str]:
-    """Every Series Instance UID that a result refers to, but its own."""
-    try:
-        ds = pydicom.dcmread(result, stop_before_pixels=True)
-        own = str(ds.get("SeriesInstanceUID", ""))
-        found = {
-            str(element.value) for element in ds.iterall() if element.keyword == "SeriesInstanceUID"
-        }
-    except (pydicom.errors.InvalidDicomError, OSError, ValueError, AttributeError, KeyError):
-        return set()
-    return found - {own}
+                changed.add((series_of[path], title))
+        for uid, title in sorted(changed):
+            follow_what_is_in_use(connection, uid, title)

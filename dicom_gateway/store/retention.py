@@ -1,12 +1,14 @@
 """Keep, the other end: what has had its time leaves, by a policy and in small steps.
 
-In: `store.retention` of gateway.yaml and the index. Out: fewer files and rows. One series is
-one step and one transaction: its files go first, then its rows, then the commit. Survives a
-crash: a step that was cut off is found again by the next look, since its rows are still
-there, and is done to its end; nothing is left that nobody knows of.
+In: `store.retention` of gateway.yaml and the index. Out: fewer files and rows. One series,
+with those that share its jobs and are due too, is one step and one transaction: its files go
+first, then its rows, then the commit. Survives a crash: a step that was cut off is found again
+by the next look, since its rows are still there, and is done to its end; nothing is left that
+nobody knows of.
 
-What never goes: anything of a study of which a series is still coming or a job has not
-ended, and an instance that a job of another series uses.
+What never goes: anything of a study of which a series is still coming, a job has not ended or a
+result is still to be sent, and an instance that a job of a series uses which stays. Each called
+AE title is looked at by itself: what another one has too only leaves the one that it is due at.
 
 Source of the order: whoever keeps an object looks for its file last of all, in a transaction
 that holds the same rows (`instances.py`), so a file can't go under an acknowledgement.
@@ -15,7 +17,7 @@ that holds the same rows (`instances.py`), so a file can't go under an acknowled
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,7 @@ from dicom_gateway.database import (
 )
 from dicom_gateway.errors import DatabaseUnavailable, OutOfResources
 from dicom_gateway.observe.logging import get_logger
-from dicom_gateway.store.due import DAY_S, OPEN, Due, find_due
+from dicom_gateway.store.due import DAY_S, OPEN, Due, find_due, sharing_jobs
 from dicom_gateway.store.examine import HELD, RESULTS
 from dicom_gateway.store.files import DurableFolder, sync_folder
 from dicom_gateway.store.notes import Notes, note_path
@@ -111,33 +113,42 @@ class Retention:
     def remove(self, due: Due) -> Removed:
         """Removes one of them, where it is still due; one transaction.
 
+        The series that it shares jobs with go with it, where they are due.
+
         Raises:
             DatabaseUnavailable: the index does not answer.
             OutOfResources: the disk doesn't take the change.
         """
         with transaction(self._engine) as connection:
-            # PostgreSQL: an arrival that is under way comes before or after.
+            uids = {due.series_instance_uid}
+            if due.instance_id is None:
+                uids = sharing_jobs(connection, due)
+            # PostgreSQL: an arrival that is under way comes before or after. In the order of
+            # everybody who holds several.
             connection.execute(
                 sa.select(series.c.state)
                 .where(
-                    series.c.series_instance_uid == due.series_instance_uid,
+                    series.c.series_instance_uid.in_(uids),
                     series.c.called_ae_title == due.called_ae_title,
                 )
+                .order_by(series.c.series_instance_uid)
                 .with_for_update()
             )
             again = find_due(connection, self._settings, only=due)
             if due.key not in {one.key for one in again}:
                 return Removed()
-            removed = self._remove(connection, due)
-        self._log.info(
-            "removed",
-            why=due.why,
-            series_instance_uid=due.series_instance_uid,
-            called_ae_title=due.called_ae_title,
-            instances=removed.instances,
-            results=removed.results,
-            size_mib=removed.size_bytes >> 20,
-        )
+            removed = self._remove(connection, again)
+        if removed != Removed():
+            self._log.info(
+                "removed",
+                why=due.why,
+                series_instance_uid=due.series_instance_uid,
+                called_ae_title=due.called_ae_title,
+                together_with=[one.series_instance_uid for one in again if one.key != due.key],
+                instances=removed.instances,
+                results=removed.results,
+                size_mib=removed.size_bytes >> 20,
+            )
         return removed
 
     def remove_stray_results(self) -> int:
@@ -185,16 +196,29 @@ class Retention:
             self._unlink_held(strays)
         return len(strays)
 
-    def _remove(self, connection: sa.Connection, due: Due) -> Removed:
-        members = _members(connection, due)
-        job_ids = [] if due.instance_id is not None else _jobs_of(connection, due)
-        if _used_by_others(connection, [row.id for row in members], job_ids):
-            return Removed()  # just now; nothing has gone yet
+    def _remove(self, connection: sa.Connection, together: Sequence[Due]) -> Removed:
+        """Removes what goes in one step; all of it, or nothing."""
+        members = [(due, _members(connection, due)) for due in together]
+        job_ids = [
+            job_id
+            for due in together
+            if due.instance_id is None
+            for job_id in _jobs_of(connection, due)
+        ]
+        for due, rows in members:
+            ids = [row.id for row in rows]
+            if _used_by_others(connection, ids, job_ids, due.called_ae_title):
+                return Removed()  # just now; nothing has gone yet
         made = self._remove_jobs(connection, job_ids)
-        gone = self._remove_instances(connection, due, members)
-        if due.instance_id is None:
-            _forget_series(connection, due)
-        return Removed(gone.instances, made.results, gone.size_bytes + made.size_bytes)
+        count = 0
+        size_bytes = made.size_bytes
+        for due, rows in members:
+            gone = self._remove_instances(connection, due, rows)
+            count += gone.instances
+            size_bytes += gone.size_bytes
+            if due.instance_id is None:
+                _forget_series(connection, due)
+        return Removed(count, made.results, size_bytes)
 
     def _remove_jobs(self, connection: sa.Connection, job_ids: Sequence[str]) -> Removed:
         """Result files and what was held, then every row that hangs on the jobs, then the jobs."""
@@ -295,13 +319,28 @@ def _jobs_of(connection: sa.Connection, due: Due) -> list[str]:
     )
 
 
-def _used_by_others(connection: sa.Connection, ids: Sequence[int], own: Sequence[str]) -> bool:
+def _used_by_others(
+    connection: sa.Connection, ids: Sequence[int], own: Collection[str], title: str
+) -> bool:
+    """Whether a job that stays needs one of the instances.
+
+    A job of another AE title does not, while that has the instance too: it stays for it.
+    """
+    its_own_arrival = (
+        sa.exists()
+        .where(arrivals.c.instance_id == job_instances.c.instance_id)
+        .where(arrivals.c.called_ae_title == jobs.c.called_ae_title)
+    )
     return any(
         job_id not in own
         for some in _portions(ids)
         for job_id in connection.execute(
             sa.select(job_instances.c.job_id)
-            .where(job_instances.c.instance_id.in_(some))
+            .join(jobs, jobs.c.job_id == job_instances.c.job_id)
+            .where(
+                job_instances.c.instance_id.in_(some),
+                sa.or_(jobs.c.called_ae_title == title, ~its_own_arrival),
+            )
             .distinct()
         ).scalars()
     )

@@ -8,7 +8,8 @@ Other bytes under a SOP Instance UID that is in use are a conflict, judged for e
 title by itself: nobody can say which of the two is right, so the first stays in use. They
 are a correction where nothing came of the first: the series was ignored, or its jobs failed.
 That is what "send the series again" asks for, and then the new bytes take the place of the
-old, which are set apart in their stead.
+old, which are set apart in their stead; what they say of study and modality holds for the
+series from then on.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dicom_gateway.database import (
     arrivals,
     instances,
     job_events,
+    job_instances,
     jobs,
     now_s,
     open_associations,
@@ -107,6 +109,7 @@ class Kept:
         was_known: There was a row of the object, whoever it came to.
         is_new_here: It had not come to this called AE title before.
         touched: The series counts as just sent, by this sender.
+        renamed: It was another sender's until then.
         other: The row of the other bytes that it conflicts with or replaces.
     """
 
@@ -117,6 +120,7 @@ class Kept:
     was_known: bool
     is_new_here: bool
     touched: bool
+    renamed: bool
     other: sa.Row[Any] | None
 
 
@@ -214,6 +218,8 @@ def write_rows(
     touched = (received is not None and _was_just_touched(received, arrival)) or _touch_series(
         connection, known, arrival, state, reopens=reopens, renewable=renewable
     )
+    if replaces or reopens:
+        follow_what_is_in_use(connection, known.series_instance_uid, title)
     return Kept(
         known,
         conflicts=conflicts,
@@ -222,8 +228,42 @@ def write_rows(
         was_known=was_known,
         is_new_here=came_before is None,
         touched=touched,
+        renamed=(
+            touched
+            and received is not None
+            and received.calling_ae_title != arrival.calling_ae_title
+        ),
         other=in_use if is_other else None,
     )
+
+
+def follow_what_is_in_use(
+    connection: sa.Connection, series_instance_uid: str, called_ae_title: str
+) -> None:
+    """Study and modality of a series are those of the first instance that is in use.
+
+    Where none is, they stay as they are. In the caller's transaction.
+    """
+    first = connection.execute(
+        sa.select(instances.c.study_instance_uid, instances.c.modality)
+        .join(arrivals, arrivals.c.instance_id == instances.c.id)
+        .where(
+            instances.c.series_instance_uid == series_instance_uid,
+            arrivals.c.called_ae_title == called_ae_title,
+            arrivals.c.conflicts.is_(False),
+        )
+        .order_by(arrivals.c.received_at_s, instances.c.id)
+        .limit(1)
+    ).first()
+    if first is not None:
+        connection.execute(
+            series.update()
+            .where(
+                series.c.series_instance_uid == series_instance_uid,
+                series.c.called_ae_title == called_ae_title,
+            )
+            .values(study_instance_uid=first.study_instance_uid, modality=first.modality)
+        )
 
 
 def _tell_jobs(connection: sa.Connection, instance: sa.Row[Any], arrival: Arrival) -> None:
@@ -234,7 +274,7 @@ def _tell_jobs(connection: sa.Connection, instance: sa.Row[Any], arrival: Arriva
     )
     for job_id in connection.execute(
         sa.select(jobs.c.job_id).where(
-            jobs.c.series_instance_uid == instance.series_instance_uid,
+            jobs.c.job_id.in_(jobs_with(instance.series_instance_uid)),
             jobs.c.called_ae_title == arrival.called_ae_title,
             jobs.c.state != JobState.CANCELLED.value,
         )
@@ -261,18 +301,35 @@ def as_instance(row: sa.Row[Any], folder: Path, *, conflicts: bool = False) -> I
 
 
 def _nothing_came_of(connection: sa.Connection, instance: sa.Row[Any], arrival: Arrival) -> bool:
-    """Whether the newest job of every pipeline failed, or was cancelled by a person."""
-    newest: dict[str, str] = {}
-    for pipeline, state in connection.execute(
-        sa.select(jobs.c.pipeline, jobs.c.state)
+    """Whether every job of the series failed, or was cancelled by a person.
+
+    Those that used it in any role; not those whose place another one has taken, or that no
+    rule asks for any more.
+    """
+    newest: dict[tuple[str, str], str] = {}
+    for subject, pipeline, state in connection.execute(
+        sa.select(jobs.c.subject, jobs.c.pipeline, jobs.c.state)
         .where(
-            jobs.c.series_instance_uid == instance.series_instance_uid,
+            jobs.c.job_id.in_(jobs_with(instance.series_instance_uid)),
             jobs.c.called_ae_title == arrival.called_ae_title,
+            jobs.c.superseded_by.is_(None),
         )
         .order_by(jobs.c.created_at_s)
     ):
-        newest[pipeline] = state
+        newest[subject, pipeline] = state
     return bool(newest) and _NOTHING_CAME_OF_IT.issuperset(newest.values())
+
+
+def jobs_with(series_instance_uid: str) -> sa.CompoundSelect[tuple[str]]:
+    """Ids of the jobs that were made with a series, in any role, for whatever AE title."""
+    first = jobs.alias()
+    return sa.union(
+        # One that was made of a series without a usable instance has none.
+        sa.select(first.c.job_id).where(first.c.series_instance_uid == series_instance_uid),
+        sa.select(job_instances.c.job_id)
+        .join(instances, instances.c.id == job_instances.c.instance_id)
+        .where(instances.c.series_instance_uid == series_instance_uid),
+    )
 
 
 def _was_just_touched(received: sa.Row[Any], arrival: Arrival) -> bool:

@@ -186,3 +186,46 @@ def a_bench(
             yield Bench(keeping, queue, Docket(keeping.engine), judge)
         finally:
             triton.close()
+
+
+@contextmanager
+def a_sending_bench(folder: Path, rules: Sequence[Mapping[str, Any]]) -> Iterator[Bench]:
+    """A bench whose rules may name the destinations `a` and `b`; also on a folder that has had one.
+
+    Args:
+        folder: For store and judge.
+        rules: Of `routing.rules`, for AE title AI and the pipeline lung_ct.
+    """
+    peers = [
+        {"name": name, "host-ip": "127.0.0.1", "port": free_port(), "ae-title": name.upper()}
+        for name in ("a", "b")
+    ]
+    settings = GatewaySettings.model_validate(
+        {
+            "dicom": {
+                "scp": {"ae-titles": [{"ae-title": "AI"}], "reject-unknown-sources": False},
+                "scu": {"destinations": peers},
+            },
+            "triton": {"url": f"127.0.0.1:{free_port()}"},
+            "completeness": dict(AT_ONCE),
+            "routing": {"rules": [dict(rule) for rule in rules]},
+        }
+    )
+    seen = folder / "contracts"
+    seen.mkdir(parents=True, exist_ok=True)
+    (seen / "lung_ct.json").write_text(a_contract_text("lung_ct", "CT"), encoding="utf-8")
+    with a_store(folder) as keeping:
+        triton = TritonClient(settings.triton, seen)
+        queue = JobQueue(keeping.engine, folder)
+        judge = Judge(
+            settings,
+            keeping.engine,
+            keeping.index,
+            queue=queue,
+            triton=triton,
+            read_header=lru_cache(maxsize=None)(read_header),
+        )
+        try:
+            yield Bench(keeping, queue, Docket(keeping.engine), judge)
+        finally:
+            triton.close()

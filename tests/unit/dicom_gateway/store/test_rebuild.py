@@ -20,6 +20,8 @@ from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.records import SeriesState
 from dicom_gateway.store import InstanceStore, SeriesIndex
 from dicom_gateway.store.check import JUST_NOW_S, Checked, check
+from dicom_gateway.store.computed import CLOCKS_S
+from dicom_gateway.store.docket import Docket
 from dicom_gateway.store.rebuild import Rebuilt, rebuild
 from tests.support.databases import an_empty_index
 from tests.support.dicom import a_ct_series, an_arrival, write_series
@@ -167,31 +169,165 @@ def test_what_the_index_knows_already_stays(tmp_path: Path) -> None:
         assert rebuild(keeping.engine, keeping.folder).added == 0
 
 
-def test_a_series_that_has_results_is_not_computed_again(tmp_path: Path, fresh: sa.Engine) -> None:
-    """A result that refers to it lies in the store: it counts as decided, and says why."""
-    done_before, new = a_ct_series(2), a_ct_series(2)
+def make_result(folder: Path, sources: list[Dataset], *, age_s: float = 0.0) -> None:
+    """A result that was made from them, so many seconds ago."""
     result = a_ct_series(1)[0]
     reference = Dataset()
-    reference.SeriesInstanceUID = done_before[0].SeriesInstanceUID
+    reference.SeriesInstanceUID = sources[0].SeriesInstanceUID
+    reference.ReferencedInstanceSequence = []
+    for ds in sources:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = (
+            ds.SOPClassUID,
+            ds.SOPInstanceUID,
+        )
+        reference.ReferencedInstanceSequence.append(item)
     result.ReferencedSeriesSequence = [reference]
+    (path,) = write_series(folder / "results", [result])
+    path = path.rename(path.with_name(f"{result.SOPInstanceUID}.dcm"))
+    os.utime(path, (time.time() - age_s, time.time() - age_s))
+
+
+def story(engine: sa.Engine, uid: str) -> str:
+    """What is said of a series, in its rows and its story."""
+    with transaction(engine) as connection:
+        said = connection.execute(
+            sa.select(series.c.reasons).where(series.c.series_instance_uid == uid)
+        ).scalars()
+        return "; ".join([*said, *(one.reasons for one in Docket(engine).decisions(uid))])
+
+
+def open_titles(engine: sa.Engine, folder: Path, uid: str) -> list[str]:
+    """The AE titles for which a series will be judged."""
+    return sorted(
+        one.called_ae_title
+        for one in SeriesIndex(engine, folder).open_series()
+        if one.series_instance_uid == uid
+    )
+
+
+def test_a_series_that_has_results_is_not_computed_again(tmp_path: Path, fresh: sa.Engine) -> None:
+    """All of it is in results that lie in the store: it counts as decided, and says why."""
+    done_before, new = a_ct_series(4), a_ct_series(2)
     with a_store(tmp_path / "store") as keeping:
         keep(keeping, [*done_before, *new])
-        write_series(keeping.folder / "results", [result])
+        make_result(keeping.folder, done_before[:2])  # one for each of its volumes
+        make_result(keeping.folder, done_before[2:])
 
         done = rebuild(fresh, keeping.folder)
 
-        index = SeriesIndex(fresh, keeping.folder)
-        assert (done.decided, done.receiving) == (1, 1)
-        assert [one.series_instance_uid for one in index.open_series()] == [
-            new[0].SeriesInstanceUID
-        ]
-        with transaction(fresh) as connection:
-            reasons = connection.execute(
-                sa.select(series.c.reasons).where(
-                    series.c.series_instance_uid == done_before[0].SeriesInstanceUID
-                )
-            ).scalar_one()
-        assert "made again from the files" in reasons
+    assert (done.decided, done.receiving) == (1, 1)
+    assert open_titles(fresh, tmp_path, new[0].SeriesInstanceUID) == ["LUNG"]
+    assert "made again from the files" in story(fresh, done_before[0].SeriesInstanceUID)
+
+
+def test_a_series_of_which_something_is_in_no_result_is_judged_again(
+    tmp_path: Path, fresh: sa.Engine
+) -> None:
+    """An instance came late, and nobody had computed it yet; its story says so."""
+    frames = a_ct_series(4)
+    uid = str(frames[0].SeriesInstanceUID)
+    with a_store(tmp_path / "store") as keeping:
+        keep(keeping, frames[:3])
+        make_result(keeping.folder, frames[:3])
+        keep(keeping, frames[3:])
+
+        done = rebuild(fresh, keeping.folder)
+
+    assert (done.decided, done.receiving) == (0, 1)
+    assert "1 of its instances are in none" in story(fresh, uid)
+
+
+def test_what_was_corrected_after_its_result_is_judged_again(
+    tmp_path: Path, fresh: sa.Engine
+) -> None:
+    """The result names the same SOP Instance UIDs, and was made from other bytes."""
+    frames = a_ct_series(2)
+    with a_store(tmp_path / "store") as keeping:
+        keep(keeping, frames)
+        make_result(keeping.folder, frames, age_s=60)
+        judged = keeping.index.load_series(frames[0].SeriesInstanceUID, "LUNG")
+        with transaction(keeping.engine) as connection:
+            keeping.index.mark_series(connection, judged, SeriesState.IGNORED)
+        for ds in frames:
+            ds.PatientID = "corrected"
+        keep(keeping, frames)
+
+        assert rebuild(fresh, keeping.folder).decided == 0
+
+
+def test_a_result_counts_for_the_ae_title_that_it_must_be_of(
+    tmp_path: Path, fresh: sa.Engine
+) -> None:
+    """One had less of the series, the other nothing yet when it was made: they are judged."""
+    frames = a_ct_series(3)
+    uid = str(frames[0].SeriesInstanceUID)
+    with a_store(tmp_path / "store") as keeping:
+        keep(keeping, frames)
+        keep(keeping, frames[:2], called="LIVER")
+        make_result(keeping.folder, frames)
+        time.sleep(CLOCKS_S)
+        keep(keeping, frames, called="HEART")
+
+        done = rebuild(fresh, keeping.folder)
+
+    assert (done.decided, open_titles(fresh, tmp_path, uid)) == (1, ["HEART", "LIVER"])
+
+
+def test_where_nobody_knows_for_which_ae_title_all_of_them_are_judged_again(
+    tmp_path: Path, fresh: sa.Engine
+) -> None:
+    """Rather computed twice than never; the story says why."""
+    frames = a_ct_series(2)
+    uid = str(frames[0].SeriesInstanceUID)
+    with a_store(tmp_path / "store") as keeping:
+        keep(keeping, frames)
+        keep(keeping, frames, called="LIVER")
+        make_result(keeping.folder, frames)
+
+        rebuild(fresh, keeping.folder)
+
+    assert open_titles(fresh, tmp_path, uid) == ["LIVER", "LUNG"]
+    assert "which one they were made for isn't known" in story(fresh, uid)
+
+
+def test_a_stranger_whose_object_is_set_apart_does_not_get_the_series(
+    tmp_path: Path, fresh: sa.Engine
+) -> None:
+    """Where it was decided already; one that was still coming is its last sender's."""
+    decided, coming = a_ct_series(2), a_ct_series(2)
+    with a_store(tmp_path / "store") as keeping:
+        keep(keeping, decided, calling="CT1")
+        judged = keeping.index.load_series(decided[0].SeriesInstanceUID, "LUNG")
+        with transaction(keeping.engine) as connection:
+            keeping.index.mark_series(connection, judged, SeriesState.DECIDED)
+        keep(keeping, coming, calling="CT1")
+        for ds in (decided[0], coming[0]):
+            ds.PatientID = "another"
+        keep(keeping, [decided[0], coming[0]], calling="CT2")
+        had = senders(keeping.engine)
+        assert sorted(had.values()) == ["CT1", "CT2"]
+
+        rebuild(fresh, keeping.folder)
+
+    assert senders(fresh) == had
+
+
+def test_who_sends_the_same_again_after_another_gets_the_series_back(
+    tmp_path: Path, fresh: sa.Engine
+) -> None:
+    """Although the file says already that the object is that one's."""
+    frames = a_ct_series(2)
+    with a_store(tmp_path / "store") as keeping:
+        keep(keeping, frames[:1], calling="CT1")
+        keep(keeping, frames[1:], calling="CT2")
+        keep(keeping, frames[:1], calling="CT1")
+        had = senders(keeping.engine)
+        assert set(had.values()) == {"CT1"}
+
+        rebuild(fresh, keeping.folder)
+
+    assert senders(fresh) == had
 
 
 def test_a_changed_file_is_found_set_apart_and_mended_by_sending_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from pydicom import Dataset
+from pydicom.uid import generate_uid
 
 from dicom_gateway.config import RetentionSettings
 from dicom_gateway.database import (
@@ -34,6 +35,7 @@ from dicom_gateway.records import SeriesState
 from dicom_gateway.store import InstanceStore, Retention, SeriesIndex
 from dicom_gateway.store.check import check
 from dicom_gateway.store.rebuild import rebuild
+from dicom_gateway.store.retention import Removed
 from tests.support.databases import an_empty_index
 from tests.support.dicom import a_ct_series, an_arrival
 from tests.support.gateway import Keeping
@@ -86,13 +88,15 @@ def decide(
         )
 
 
-def a_delivered_series(keeping: Keeping, frames: list[Dataset] | None = None) -> str:
+def a_delivered_series(
+    keeping: Keeping, frames: list[Dataset] | None = None, called: str = "LUNG"
+) -> str:
     """With a job and a result that has reached its destination."""
-    uid = keep(keeping, frames or a_ct_series(3))
+    uid = keep(keeping, frames or a_ct_series(3), called)
     queue = JobQueue(keeping.engine, keeping.folder)
-    judged = keeping.index.load_series(uid, "LUNG")
+    judged = keeping.index.load_series(uid, called)
     assert enqueue(queue, keeping.engine, judged)
-    decide(keeping, uid)
+    decide(keeping, uid, called=called)
     job = queue.claim("test")
     assert job is not None
     (keeping.folder / "results").mkdir(exist_ok=True)
@@ -103,7 +107,7 @@ def a_delivered_series(keeping: Keeping, frames: list[Dataset] | None = None) ->
             .where(deliveries.c.job_id == job.job_id)
             .values(state="delivered", delivered_at_s=now_s())
         )
-        asked = sa.select(sa.literal("2.25.5"), deliveries.c.id).where(
+        asked = sa.select(sa.literal(generate_uid()), deliveries.c.id).where(
             deliveries.c.job_id == job.job_id
         )
         connection.execute(proof_requests.insert().from_select(list(proof_requests.c), asked))
@@ -201,6 +205,35 @@ def test_nothing_of_a_study_goes_while_any_of_its_jobs_has_not_ended(keeping: Ke
     assert purge(keeping) == []
 
 
+@pytest.mark.parametrize("state", ["waiting", "sent"])
+def test_nothing_of_a_study_goes_while_a_result_is_still_to_be_sent(
+    keeping: Keeping, state: str
+) -> None:
+    """One destination refused it, so the job has failed; another one is only away."""
+    uid = a_delivered_series(keeping)
+    first = a_ct_series(
+        1, study_instance_uid=keeping.index.load_series(uid, "LUNG").study_instance_uid
+    )
+    decide(keeping, keep(keeping, first), SeriesState.IGNORED)
+    with transaction(keeping.engine) as connection:
+        connection.execute(jobs.update().values(state="failed"))
+        connection.execute(deliveries.update().values(state=state))
+    days_pass(keeping, 1000)
+    assert purge(keeping) == []
+    assert len(list((keeping.folder / "results").iterdir())) == 1
+
+    # Also where its series was corrected and is of another study now.
+    with transaction(keeping.engine) as connection:
+        connection.execute(series.update().values(study_instance_uid="1.2.3"))
+    assert purge(keeping) == ["ignored"]
+    assert len(list((keeping.folder / "results").iterdir())) == 1
+
+    with transaction(keeping.engine) as connection:
+        connection.execute(deliveries.update().values(state="failed"))
+    assert purge(keeping) == ["failed"]
+    assert set(left(keeping).values()) == {0}
+
+
 def test_without_a_policy_nothing_is_ever_due(keeping: Keeping) -> None:
     """The default keeps everything."""
     a_delivered_series(keeping)
@@ -228,6 +261,77 @@ def test_what_another_ae_title_has_too_only_leaves_the_one(
         keeping.index.load_series(uid, "LUNG")
     with an_empty_index(f"sqlite:///{tmp_path}/again.sqlite") as again:
         assert rebuild(again, keeping.folder).added == 2
+
+
+def test_what_was_computed_for_two_ae_titles_goes_from_both(keeping: Keeping) -> None:
+    """Neither one's job holds the other's instances; each leaves by itself, too."""
+    frames = a_ct_series(2)
+    uid = a_delivered_series(keeping, frames)
+    a_delivered_series(keeping, frames, called="LIVER")
+    (due, other) = retention(keeping, RetentionSettings(delivered_after_days=1e-9)).due()
+
+    removed = retention(keeping, RetentionSettings(delivered_after_days=1e-9)).remove(due)
+    assert (removed.instances, removed.results) == (0, 1)
+    assert len(keeping.index.load_series(uid, other.called_ae_title).instances) == 2
+    days_pass(keeping, 31)
+    assert purge(keeping) == ["delivered"]
+
+    assert set(left(keeping).values()) == {0}
+    assert keeping.files() == []
+
+
+def a_failed_pair(keeping: Keeping) -> tuple[str, str]:
+    """A job that has failed of two series of one study; theirs, in the order of the roles."""
+    study = generate_uid()
+    first, second = (keep(keeping, a_ct_series(2, study_instance_uid=study)) for _ in range(2))
+    roles = {uid: keeping.index.load_series(uid, "LUNG") for uid in (first, second)}
+    queue = JobQueue(keeping.engine, keeping.folder)
+    with transaction(keeping.engine) as connection:
+        assert queue.enqueue(
+            connection, roles[first], pipeline="pair", pipeline_version="1", roles=roles
+        )
+    decide(keeping, first)
+    decide(keeping, second)
+    job = queue.claim("test")
+    assert job is not None
+    queue.fail(job, UnusableSeries("broken", code="no_geometry"))
+    return first, second
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_all_series_of_a_job_go_together(keeping: Keeping, which: int) -> None:
+    """Whichever is taken first; by the days of what became of the job, in every role."""
+    uid = a_failed_pair(keeping)[which]
+    caretaker = retention(keeping, RetentionSettings(failed_after_days=3, ignored_after_days=3))
+    days_pass(keeping, 4)
+    due = {one.series_instance_uid: one for one in caretaker.due()}
+    assert [one.why for one in due.values()] == ["failed", "failed"]
+
+    assert caretaker.remove(due.pop(uid)).instances == 4
+    (rest,) = due.values()
+    assert caretaker.remove(rest) == Removed()
+
+    assert set(left(keeping).values()) == {0}
+    assert keeping.files() == []
+
+
+def test_what_a_job_uses_that_stays_is_not_due(keeping: Keeping) -> None:
+    """The first series of the pair has another job, which is kept longer."""
+    first, _ = a_failed_pair(keeping)
+    queue = JobQueue(keeping.engine, keeping.folder)
+    assert enqueue(queue, keeping.engine, keeping.index.load_series(first, "LUNG"))
+    job = queue.claim("test")
+    assert job is not None
+    queue.finish(job, [])
+    days_pass(keeping, 4)
+
+    only_failed = RetentionSettings(failed_after_days=3)
+    with transaction(keeping.engine) as connection:
+        connection.execute(jobs.update().where(jobs.c.pipeline == "pair").values(state="delivered"))
+        connection.execute(jobs.update().where(jobs.c.pipeline != "pair").values(state="failed"))
+    assert purge(keeping, RetentionSettings(delivered_after_days=3)) == []
+    assert purge(keeping, only_failed) == ["failed"]
+    assert left(keeping)["series"] == 1
 
 
 def test_what_was_set_apart_goes_by_its_own_days(keeping: Keeping) -> None:
