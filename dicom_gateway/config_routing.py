@@ -11,7 +11,6 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Annotated, Any, TypeAlias
 
@@ -64,7 +63,14 @@ def tag_name(tag: int) -> str:
 
 def names_title(patterns: Sequence[str], ae_title: str) -> bool:
     """Whether these patterns mean an AE title; none at all mean every one."""
-    return not patterns or any(fnmatchcase(ae_title, pattern) for pattern in patterns)
+    return not patterns or any(_title_pattern(one).fullmatch(ae_title) for one in patterns)
+
+
+@lru_cache(maxsize=1024)
+def _title_pattern(pattern: str) -> re.Pattern[str]:
+    """Only * and ? are special: brackets may be part of an AE title (PS3.5 6.2)."""
+    special = {"*": ".*", "?": "."}
+    return re.compile("".join(special.get(one, re.escape(one)) for one in pattern), re.DOTALL)
 
 
 def _tag(text: str) -> int:
@@ -274,8 +280,10 @@ class PriorityRule(Peers):
 class RoutingSettings(Section):
     """Rules beside the short form under dicom.scp.ae-titles.
 
-    All rules that match count, each for its pipelines; where two name the same pipeline, the
-    first one's priority and destinations are used. The short form comes last.
+    All rules that match count, each for its pipelines; where two take a series to the same one,
+    the first one's priority and destinations are used. What a rule chooses within a study is a
+    job of its own, unless another job sends the same to all of its destinations. The short form
+    comes last.
     """
 
     rules: tuple[Rule, ...] = ()

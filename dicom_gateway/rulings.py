@@ -18,6 +18,8 @@ from dicom_gateway.assemble.completeness import Verdict
 from dicom_gateway.database import transaction
 from dicom_gateway.errors import UnusableSeries
 from dicom_gateway.jobs import JobQueue
+from dicom_gateway.jobs.sameness import INCOMPLETE_ROLES
+from dicom_gateway.jobs.supersession import withdraw, withdraw_choices
 from dicom_gateway.observe import get_logger
 from dicom_gateway.records import Job, Ruling, Series, SeriesState
 from dicom_gateway.route import Candidate, Chosen, Route, Routing
@@ -146,13 +148,20 @@ class Rulings:
                 for rule in rules:
                     kept = [one.route.pipeline for one in chosen if one.rule == rule]
                     subject = choice_subject(one_of_them.study_instance_uid, rule)
-                    self._queue.withdraw(connection, subject, one_of_them.called_ae_title, kept)
+                    withdraw(connection, subject, one_of_them.called_ae_title, kept)
                 waited_s = max(received_s, default=None)
                 made = [
                     job
-                    for one in chosen
-                    if (job := self._enqueue(connection, one, by_uid, why, waited_s))
+                    # Twice: what another rule's job did for a choice, that rule may have
+                    # moved on from in the first turn.
+                    for one in (*chosen, *chosen)
+                    if (
+                        job := self._enqueue(
+                            connection, one, by_uid, why=why, receiving_s=waited_s, rules=rules
+                        )
+                    )
                 ]
+                withdraw_choices(connection, one_of_them, rules)
         except _Changed:
             return False
         for job in made:
@@ -181,26 +190,27 @@ class Rulings:
         """Jobs of the series by itself that no rule asks for, now that it has changed."""
         series = judged.series
         pipelines = [route.pipeline for route in judged.routing.routes]
-        self._queue.withdraw(
-            connection, series.series_instance_uid, series.called_ae_title, pipelines
-        )
+        withdraw(connection, series.series_instance_uid, series.called_ae_title, pipelines)
 
     def _enqueue(
         self,
         connection: sa.Connection,
         one: Chosen,
         by_uid: dict[str, Series],
+        *,
         why: str,
         receiving_s: float | None,
+        rules: Sequence[str],
     ) -> Job | None:
         failure = None
         if one.missing_roles:
             msg = (
                 f"rule {one.rule} needs a series for each of {_all(one.route_roles)}, and the "
                 f"study has none for {_all(one.missing_roles)}; send it, then a new job begins, "
-                "or correct the rule ('tritome route explain' says why none matches)"
+                "or correct the rule ('tritome route explain' says why none matches), restart the "
+                "gateway and retry this job ('tritome jobs retry'): its study is decided anew"
             )
-            failure = UnusableSeries(msg, code="incomplete_roles")
+            failure = UnusableSeries(msg, code=INCOMPLETE_ROLES)
         return self._queue.enqueue(
             connection,
             by_uid[one.series.series_instance_uid],
@@ -214,6 +224,7 @@ class Rulings:
             subject=choice_subject(one.series.series.study_instance_uid, one.rule),
             roles={role: by_uid[f.series_instance_uid] for role, f in one.roles.items()},
             failure=failure,
+            rules=rules,
         )
 
     def _note(

@@ -278,13 +278,14 @@ def retry(config: Path, job_id: str) -> None:
                     f"job {job.superseded_by[:_SHORT]} has taken the place of job "
                     f"{job.job_id[:_SHORT]}; start that one again, where it needs it"
                 )
-            elif job.failure_code == "incomplete_roles":
-                msg = (
-                    f"job {job.job_id[:_SHORT]} lacks a series; send that, and a new job begins "
-                    "by itself"
-                )
             raise ClientError(msg)
-        out.print(f"Job {job.job_id[:_SHORT]} is started again.")
+        if job.failure_code == "incomplete_roles":
+            out.print(
+                f"The study of job {job.job_id[:_SHORT]} is decided anew; where the rules find all "
+                "of its series, a new job takes its place."
+            )
+        else:
+            out.print(f"Job {job.job_id[:_SHORT]} is started again.")
 
     with_index(config, start_again)
 

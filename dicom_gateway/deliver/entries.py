@@ -19,11 +19,13 @@ import sqlalchemy as sa
 from dicom_gateway.config_delivery import ScuSettings
 from dicom_gateway.database import deliveries, jobs, now_s, proof_requests, reading, transaction
 from dicom_gateway.deliver.rows import (
+    arrived_too_late,
     as_delivery,
     end_job_with_its_last,
     fail_job,
     forget_requests,
     is_open,
+    is_superseded,
     lock_job,
     selected,
     write_event,
@@ -124,11 +126,13 @@ class Entries:
                     state=DeliveryState.DELIVERED.value, delivered_at_s=now_s(), last_error=None
                 )
             ).rowcount
-            if not changed:
-                return  # another process sent it too, or a person cancelled the job
             forget_requests(connection, delivery)
-            write_event(connection, delivery, f"{delivery.destination}: {note}", stage, duration_s)
-            end_job_with_its_last(connection, delivery)
+            if changed:
+                said = f"{delivery.destination}: {note}"
+                write_event(connection, delivery, said, stage, duration_s)
+                end_job_with_its_last(connection, delivery)
+            elif not arrived_too_late(connection, delivery, note, stage, duration_s):
+                return
         self._told(delivery, None)
 
     def accepted(self, delivery: Delivery, note: str, first_s: float, duration_s: float) -> None:
@@ -157,6 +161,11 @@ class Entries:
                 forget_requests(connection, delivery)
                 note = f"{delivery.destination}: {note}; the proof is still to come"
                 write_event(connection, delivery, note, "accepted", duration_s)
+                return
+            note += ", and no proof is asked for"
+            if not arrived_too_late(connection, delivery, note, "accepted", duration_s):
+                return
+        self._told(delivery, None)
 
     def not_delivered(self, delivery: Delivery, error: GatewayError) -> bool:
         """Writes why; ends the delivery and fails the job where trying again is no use.
@@ -242,13 +251,15 @@ class Entries:
     def lost(self, delivery: Delivery, why: GatewayError, most: int) -> bool:
         """The peer had accepted it and doesn't have it: it is sent again, `most` times in all.
 
+        But not where another job has taken the place of its job meanwhile.
+
         Returns:
             True when the delivery has ended.
         """
-        ends = delivery.losses + 1 >= most
-        state = DeliveryState.FAILED if ends else DeliveryState.WAITING
         with transaction(self._engine) as connection:
             lock_job(connection, delivery.job_id)
+            ends = delivery.losses + 1 >= most or is_superseded(connection, delivery)
+            state = DeliveryState.FAILED if ends else DeliveryState.WAITING
             changed = connection.execute(
                 deliveries.update()
                 .where(

@@ -95,6 +95,45 @@ def end_job_with_its_last(connection: sa.Connection, delivery: Delivery) -> None
         write_event(connection, delivery, "every destination has it", "delivered", whole_s)
 
 
+def is_superseded(connection: sa.Connection, delivery: Delivery) -> bool:
+    """Another job has taken the place of its job."""
+    heir = sa.select(jobs.c.superseded_by).where(jobs.c.job_id == delivery.job_id)
+    return connection.execute(heir).scalar() is not None
+
+
+def arrived_too_late(
+    connection: sa.Connection,
+    delivery: Delivery,
+    note: str,
+    stage: str,
+    duration_s: float | None,
+) -> bool:
+    """Writes that the peer took an object after its delivery had been ended.
+
+    Returns:
+        False where the delivery had ended well: another process sent it too.
+    """
+    row = connection.execute(
+        sa.select(deliveries.c.state, deliveries.c.last_error).where(
+            deliveries.c.id == delivery.delivery_id
+        )
+    ).first()
+    if row is None or row.state != DeliveryState.FAILED.value:
+        return False
+    if is_superseded(connection, delivery):
+        # Only then: a job that is retried is known to have results by what is to be sent.
+        connection.execute(
+            deliveries.update()
+            .where(deliveries.c.id == delivery.delivery_id)
+            .values(state=DeliveryState.DELIVERED.value, delivered_at_s=now_s(), last_error=None)
+        )
+    late = f"{delivery.destination}: {note}; it was on its way when its delivery ended"
+    if row.last_error:
+        late += f" ({row.last_error})"
+    write_event(connection, delivery, late, stage, duration_s)
+    return True
+
+
 def fail_job(connection: sa.Connection, delivery: Delivery, code: str, reason: str) -> None:
     """The job failed with this one."""
     connection.execute(

@@ -5,7 +5,7 @@ In: a job's id or its unique beginning. Out: records. Each change is one transac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -19,6 +19,7 @@ from dicom_gateway.database import (
     now_s,
     reading,
     results,
+    series,
     transaction,
 )
 from dicom_gateway.jobs.news import tell_other_processes
@@ -30,6 +31,7 @@ from dicom_gateway.jobs.rows import (
     revive_deliveries,
     write_event,
 )
+from dicom_gateway.jobs.sameness import INCOMPLETE_ROLES
 from dicom_gateway.jobs.supersession import replaced_results
 from dicom_gateway.records import (
     Delivery,
@@ -39,6 +41,7 @@ from dicom_gateway.records import (
     JobState,
     ReplacedResult,
     Result,
+    SeriesState,
 )
 
 _OPEN = (JobState.WAITING, JobState.RUNNING, JobState.DELIVERING)
@@ -119,6 +122,16 @@ class JobDesk:
         with reading(self._engine) as connection:
             return [as_job(row) for row in connection.execute(query.order_by(jobs.c.created_at_s))]
 
+    def has_subject(self, subjects: Collection[str], called_ae_title: str) -> bool:
+        """Whether a job of one of these subjects stands, ended or not."""
+        query = sa.select(jobs.c.job_id).where(
+            jobs.c.subject.in_(list(subjects)),
+            jobs.c.called_ae_title == called_ae_title,
+            jobs.c.superseded_by.is_(None),
+        )
+        with reading(self._engine) as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
     def add_event(
         self, job_id: str, stage: str, note: str, duration_s: float | None = None
     ) -> None:
@@ -132,22 +145,23 @@ class JobDesk:
         Where its results exist, only what was not delivered is sent again; nothing is
         computed twice. Where a result's file is gone, the job makes it again.
 
+        One that lacks a series for one of its roles stays as it is, and its study is decided
+        anew, by the rules as they are now: a new job takes its place where they find the series.
+
         Returns:
-            False when there is no such job, it is neither failed nor cancelled, another job
-            has taken its place, or it lacks a series for one of its roles.
+            False when there is no such job, it is neither failed nor cancelled, or another job
+            has taken its place.
         """
         with transaction(self._engine) as connection:
-            state = connection.execute(
-                sa.select(jobs.c.state)
-                .where(
-                    jobs.c.job_id == job_id,
-                    jobs.c.superseded_by.is_(None),
-                    # It lacks a series; when that comes, a new job begins by itself.
-                    sa.func.coalesce(jobs.c.failure_code, "") != "incomplete_roles",
-                )
-                .with_for_update()
-            ).scalar()
-            if state not in {JobState.FAILED.value, JobState.CANCELLED.value}:
+            query = sa.select(*JOB_COLUMNS).where(
+                jobs.c.job_id == job_id, jobs.c.superseded_by.is_(None)
+            )
+            # Not locked yet: who decides a study locks its series first, then jobs.
+            row = connection.execute(query).first()
+            if row is not None and row.failure_code == INCOMPLETE_ROLES:
+                return _decide_anew(connection, as_job(row))
+            row = connection.execute(query.with_for_update()).first()
+            if row is None or row.state not in {JobState.FAILED.value, JobState.CANCELLED.value}:
                 return False
             paths = connection.execute(
                 sa.select(results.c.path).where(results.c.job_id == job_id)
@@ -203,3 +217,18 @@ class JobDesk:
             )
             write_event(connection, job_id, "cancelled", "by a person")
         return True
+
+
+def _decide_anew(connection: sa.Connection, job: Job) -> bool:
+    """Opens a series of the job's study again; False where the store has it no more."""
+    reopened = connection.execute(
+        series.update()
+        .where(
+            series.c.series_instance_uid == job.series_instance_uid,
+            series.c.called_ae_title == job.called_ae_title,
+        )
+        .values(state=SeriesState.RECEIVING.value)
+    ).rowcount
+    if reopened:
+        write_event(connection, job.job_id, "retried", "by a person: its study is decided anew")
+    return bool(reopened)

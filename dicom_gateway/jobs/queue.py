@@ -12,7 +12,6 @@ broke what they ran on are counted (`strikes.py`).
 
 from __future__ import annotations
 
-import hashlib
 import random
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -45,8 +44,9 @@ from dicom_gateway.jobs.rows import (
     tell_conflicts,
     write_event,
 )
+from dicom_gateway.jobs.sameness import Wanted, content_of, find_same
 from dicom_gateway.jobs.shares import WEIGHTS, hold_turns, take_turn
-from dicom_gateway.jobs.supersession import supersede_older, withdraw
+from dicom_gateway.jobs.supersession import supersede_older
 from dicom_gateway.records import (
     OBJECT_KIND_OF_SOP_CLASS,
     DeliveryState,
@@ -108,12 +108,13 @@ class JobQueue(JobDesk):
         subject: str = "",
         roles: Mapping[str, Series] | None = None,
         failure: GatewayError | None = None,
+        rules: Collection[str] = (),
     ) -> Job | None:
         """Makes the job for one series and pipeline, in the caller's transaction.
 
         Call `notify` once the transaction is committed. The same instances for the same
-        called AE title, pipeline and version make no second job; one instance more does, and
-        that job takes the place of the earlier one (see `supersession.py`).
+        called AE title, pipeline and version make no second job (but see `sameness.py`); one
+        instance more does, and that job takes the place of the earlier one (`supersession.py`).
 
         Args:
             connection: Inside `transaction(engine)`.
@@ -129,17 +130,33 @@ class JobQueue(JobDesk):
                 given, else a rule's choice within a study.
             roles: The series of each input, where the pipeline has several.
             failure: It can't be run; it goes into the failed list at once, with this.
+            rules: Those that choose now, where this is a choice.
 
         Returns:
             The new job, or None where it exists already.
         """
         job_id = uuid.uuid4().hex
+        wanted = Wanted(
+            series=series,
+            content=content_of(series, pipeline, pipeline_version, roles or {}),
+            pipeline=pipeline,
+            subject=subject or series.series_instance_uid,
+            rule=rule,
+            destinations=destinations,
+            priority=priority,
+            can_run=failure is None,
+            rules=rules,
+        )
+        same, beside = find_same(connection, wanted)
+        if same is not None:
+            supersede_older(connection, wanted, same)
+            return None
         members = list(roles.values()) if roles else [series]
         inserted = connection.execute(
             insert_or_skip(connection, jobs)
             .values(
                 job_id=job_id,
-                unique_key=_unique_key(series, pipeline, pipeline_version, roles or {}),
+                unique_key=wanted.key,
                 pipeline=pipeline,
                 called_ae_title=series.called_ae_title,
                 calling_ae_title=series.calling_ae_title,
@@ -156,7 +173,7 @@ class JobQueue(JobDesk):
                 finished_at_s=now_s() if failure else None,
                 failure_code=failure.code if failure else None,
                 failure_reason=str(failure) if failure else None,
-                subject=subject or series.series_instance_uid,
+                subject=wanted.subject,
                 rule=rule,
                 roles={role: one.series_instance_uid for role, one in (roles or {}).items()},
             )
@@ -164,45 +181,25 @@ class JobQueue(JobDesk):
         ).first()
         if inserted is None:
             return None
-        wanted = {(one.sop_instance_uid, one.sha256) for part in members for one in part.instances}
+        used = {(one.sop_instance_uid, one.sha256) for part in members for one in part.instances}
         kept = connection.execute(
             sa.select(instances.c.id, instances.c.sop_instance_uid, instances.c.sha256).where(
                 instances.c.series_instance_uid.in_([part.series_instance_uid for part in members])
             )
         )
-        links = [
-            {"job_id": job_id, "instance_id": i} for i, sop, sha in kept if (sop, sha) in wanted
-        ]
+        links = [{"job_id": job_id, "instance_id": i} for i, sop, sha in kept if (sop, sha) in used]
         if links:
             connection.execute(job_instances.insert(), links)
         write_event(connection, job_id, "received", note or "series complete", receiving_s)
         tell_conflicts(connection, job_id, members)
-        job = as_job(inserted)
-        supersede_older(connection, job, subject or series.series_instance_uid)
+        if beside:
+            note = f"job {' and '.join(beside)} computes the same; a choice is sent by itself"
+            write_event(connection, job_id, "beside", note)
+        supersede_older(connection, wanted, job_id)
         tell_other_processes(connection)
         if failure:
             write_event(connection, job_id, "failed", f"{failure.code}: {failure}")
-        return job
-
-    @staticmethod
-    def withdraw(
-        connection: sa.Connection,
-        subject: str,
-        called_ae_title: str,
-        pipelines: Collection[str] = (),
-    ) -> None:
-        """Ends the jobs of a subject that no rule asks for any more (see `supersession.py`)."""
-        withdraw(connection, subject, called_ae_title, pipelines)
-
-    def has_subject(self, subjects: Collection[str], called_ae_title: str) -> bool:
-        """Whether a job of one of these subjects stands, ended or not."""
-        query = sa.select(jobs.c.job_id).where(
-            jobs.c.subject.in_(list(subjects)),
-            jobs.c.called_ae_title == called_ae_title,
-            jobs.c.superseded_by.is_(None),
-        )
-        with reading(self._engine) as connection:
-            return connection.execute(query.limit(1)).first() is not None
+        return as_job(inserted)
 
     def notify(self) -> None:
         """Wakes the workers of this process: a job may be due."""
@@ -507,18 +504,3 @@ class JobQueue(JobDesk):
                 f"{job.fence}; what it made is dropped"
             )
             raise LeaseLost(msg)
-
-
-def _unique_key(
-    series: Series, pipeline: str, pipeline_version: str, roles: Mapping[str, Series]
-) -> str:
-    parts = [series.called_ae_title, pipeline, pipeline_version]
-    if roles:
-        parts += sorted(
-            f"{role} {one.sop_instance_uid} {one.sha256}"
-            for role, part in roles.items()
-            for one in part.instances
-        )
-    else:
-        parts += sorted(f"{one.sop_instance_uid} {one.sha256}" for one in series.instances)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -11,13 +11,14 @@ A worker that holds a superseded job finds its lease gone, as with one that was 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import sqlalchemy as sa
 
 from dicom_gateway.database import deliveries, jobs, now_s, results
 from dicom_gateway.jobs.rows import write_event
-from dicom_gateway.records import DeliveryState, Job, JobState, ReplacedResult
+from dicom_gateway.jobs.sameness import Wanted
+from dicom_gateway.records import DeliveryState, JobState, ReplacedResult, Series
 
 _ENDED_WELL_OR_BY_HAND = (JobState.DELIVERED, JobState.CANCELLED)
 WITHDRAWN = "withdrawn"
@@ -27,32 +28,32 @@ _MOST = 100
 """A chain of jobs that took each other's place is not followed further."""
 
 
-def supersede_older(connection: sa.Connection, job: Job, subject: str) -> list[str]:
-    """Lets a new job take the place of the earlier ones; returns their ids.
+def supersede_older(connection: sa.Connection, wanted: Wanted, heir: str) -> list[str]:
+    """Lets a job take the place of the earlier ones of its subject; returns their ids.
 
     Args:
         connection: Inside `transaction(engine)`.
-        job: Just made, in the same transaction.
-        subject: A series, or a rule's choice within a study.
+        wanted: What the rule asks for now.
+        heir: The job that does it: made in the same transaction, or there already.
     """
     older = connection.execute(
         sa.select(jobs.c.job_id, jobs.c.state)
         .where(
-            jobs.c.subject == subject,
-            jobs.c.called_ae_title == job.called_ae_title,
-            jobs.c.pipeline == job.pipeline,
+            jobs.c.subject == wanted.subject,
+            jobs.c.called_ae_title == wanted.series.called_ae_title,
+            jobs.c.pipeline == wanted.pipeline,
             jobs.c.superseded_by.is_(None),
-            jobs.c.job_id != job.job_id,
+            jobs.c.job_id != heir,
         )
         # PostgreSQL: a worker that finishes one of them just now comes before or after.
         .order_by(jobs.c.job_id)
         .with_for_update()
     ).all()
     for row in older:
-        _supersede(connection, row.job_id, JobState(row.state), job.job_id)
+        _supersede(connection, row.job_id, JobState(row.state), heir)
     if older:
         names = ", ".join(row.job_id[:8] for row in older)
-        write_event(connection, job.job_id, "supersedes", f"takes the place of job {names}")
+        write_event(connection, heir, "supersedes", f"takes the place of job {names}")
     return [row.job_id for row in older]
 
 
@@ -69,26 +70,51 @@ def withdraw(
         called_ae_title: Of the series.
         pipelines: Those that it goes through now; their jobs are left alone.
     """
+    theirs = (
+        jobs.c.subject == subject,
+        jobs.c.called_ae_title == called_ae_title,
+        jobs.c.pipeline.not_in(list(pipelines)),
+    )
+    return _withdraw(connection, theirs, "the series has changed, and no rule asks for it any more")
+
+
+def withdraw_choices(
+    connection: sa.Connection, series: Series, rules: Collection[str]
+) -> list[str]:
+    """Ends what rules have chosen within a study that choose no more; returns the ids.
+
+    Args:
+        connection: Inside `transaction(engine)`.
+        series: One of the study.
+        rules: All that choose among the series of a study for its called AE title.
+    """
+    theirs = (
+        jobs.c.study_instance_uid == series.study_instance_uid,
+        jobs.c.called_ae_title == series.called_ae_title,
+        jobs.c.subject.startswith(f"{series.study_instance_uid}/", autoescape=True),
+        jobs.c.rule.not_in(list(rules)),
+    )
+    return _withdraw(connection, theirs, "its rule chooses no more, and no other asks for it")
+
+
+def _withdraw(
+    connection: sa.Connection, which: Iterable[sa.ColumnElement[bool]], why: str
+) -> list[str]:
     gone = connection.execute(
         sa.select(jobs.c.job_id, jobs.c.state)
-        .where(
-            jobs.c.subject == subject,
-            jobs.c.called_ae_title == called_ae_title,
-            jobs.c.pipeline.not_in(list(pipelines)),
-            jobs.c.superseded_by.is_(None),
-        )
+        .where(*which, jobs.c.superseded_by.is_(None))
         .order_by(jobs.c.job_id)
         .with_for_update()
     ).all()
     for row in gone:
-        _supersede(connection, row.job_id, JobState(row.state), WITHDRAWN)
+        _supersede(connection, row.job_id, JobState(row.state), WITHDRAWN, why)
     return [row.job_id for row in gone]
 
 
-def _supersede(connection: sa.Connection, job_id: str, state: JobState, successor: str) -> None:
-    heir = f"job {successor} takes its place"
-    if successor == WITHDRAWN:
-        heir = "the series has changed, and no rule asks for it any more"
+def _supersede(
+    connection: sa.Connection, job_id: str, state: JobState, successor: str, why: str = ""
+) -> None:
+    heir = why or f"job {successor} takes its place"
     # The key is free again: should the earlier choice come back, it is a new job.
     change: dict[str, str | None] = {
         "superseded_by": successor,
@@ -105,7 +131,8 @@ def _supersede(connection: sa.Connection, job_id: str, state: JobState, successo
         deliveries.update()
         .where(
             deliveries.c.job_id == job_id,
-            deliveries.c.state.in_([DeliveryState.WAITING.value, DeliveryState.SENT.value]),
+            # What a peer has accepted is still to be proven: it has the object, or lost it.
+            deliveries.c.state == DeliveryState.WAITING.value,
         )
         .values(state=DeliveryState.FAILED.value, last_error=f"superseded: {heir}")
     ).rowcount

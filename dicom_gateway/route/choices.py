@@ -75,17 +75,20 @@ def _of_rule(takers: list[tuple[SeriesFacts, Report, Route]]) -> Chosen:
 
 def _of_roles(takers: list[tuple[SeriesFacts, Report, Route]]) -> Chosen:
     rule = takers[0][1].rule
-    filled: dict[str, SeriesFacts] = {}
+    ranked = {
+        role: sorted(
+            (facts for facts, report, _ in takers if role in report.roles_taken),
+            key=_RANKS[wants.choose],
+        )
+        for role, wants in rule.roles.items()
+    }
+    filled = _fill(ranked)
     passed_over: dict[str, str] = {}
-    for role, wants in rule.roles.items():
-        free = [
-            facts
-            for facts, report, _ in takers
-            if role in report.roles_taken and all(facts is not other for other in filled.values())
-        ]
-        if not free:
-            continue
-        filled[role], _, others = _best(free, wants.choose)
+    for role, best in filled.items():
+        rank = _RANKS[rule.roles[role].choose]
+        # One that would be better still fills another role.
+        rest = [facts for facts in ranked[role] if rank(facts) >= rank(best)]
+        _, _, others = _best(rest, rule.roles[role].choose)
         passed_over |= {uid: f"for role {role}, {why}" for uid, why in others.items()}
     missing = tuple(role for role in rule.roles if role not in filled)
     first = next(iter(filled.values()))
@@ -104,13 +107,47 @@ def _of_roles(takers: list[tuple[SeriesFacts, Report, Route]]) -> Chosen:
     )
 
 
+def _fill(ranked: Mapping[str, Sequence[SeriesFacts]]) -> dict[str, SeriesFacts]:
+    """A series for as many roles as can be; among such, the best for each role in turn.
+
+    Args:
+        ranked: Role -> the series that it may take, the best first.
+    """
+    wanted = {role: [one.series_instance_uid for one in takes] for role, takes in ranked.items()}
+    left = _most(wanted)
+    filled: dict[str, SeriesFacts] = {}
+    for role, takes in ranked.items():
+        del wanted[role]
+        for facts in takes:
+            uid = facts.series_instance_uid
+            without = {other: [one for one in uids if one != uid] for other, uids in wanted.items()}
+            if _most(without) == left - 1:  # it doesn't take another role's only one
+                filled[role], wanted, left = facts, without, left - 1
+                break
+    return filled
+
+
+def _most(wanted: Mapping[str, Sequence[str]]) -> int:
+    """How many roles can be filled at once: bipartite matching by augmenting paths."""
+    held: dict[str, str] = {}
+
+    def finds_one(role: str, tried: set[str]) -> bool:
+        for uid in wanted[role]:
+            if uid not in tried:
+                tried.add(uid)
+                if uid not in held or finds_one(held[uid], tried):
+                    held[uid] = role
+                    return True
+        return False
+
+    return sum(finds_one(role, set()) for role in wanted)
+
+
 def _best(series: Sequence[SeriesFacts], choice: Choice) -> tuple[SeriesFacts, str, dict[str, str]]:
     """The one to take, why, and why not the others."""
-    rank: Callable[[SeriesFacts], tuple[float, float, str]]
+    rank, superlative, comparative = _RANKS[choice], "the largest", "larger"
     if choice is Choice.THINNEST:
-        rank, superlative, comparative = _thin_first, "the thinnest", "thinner"
-    else:
-        rank, superlative, comparative = _large_first, "the largest", "larger"
+        superlative, comparative = "the thinnest", "thinner"
     best, *others = sorted(series, key=rank)
     why = f"{superlative} of {len(series)} series ({_size(best)})"
     if not others:
@@ -143,3 +180,9 @@ def _size(facts: SeriesFacts) -> str:
     thickness = facts.slice_thickness_mm
     thick = "thickness unknown" if thickness is None else f"{thickness:g} mm"
     return f"{facts.slices} slices, {thick}"
+
+
+_RANKS: Mapping[Choice, Callable[[SeriesFacts], tuple[float, float, str]]] = {
+    Choice.LARGEST: _large_first,
+    Choice.THINNEST: _thin_first,
+}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from dicom_gateway.config_routing import (
@@ -22,12 +23,14 @@ from dicom_gateway.config_routing import (
     tag_name,
 )
 from dicom_gateway.route.facts import SeriesFacts
-from dicom_gateway.route.tags import is_patients, values_at
+from dicom_gateway.route.tags import Value, is_patients, values_at
 
 MASKED = "(masked)"
 ABSENT = "(absent)"
 _LONGEST = 1024
 """A pattern is asked of so many characters at most: a peer chooses the text."""
+_NUMBER = re.compile(r"[+-]?(\d{1,64}\.?\d{0,64}|\.\d{1,64})([eE][+-]?\d{1,3})?", re.ASCII)
+"""DS and IS (PS3.5 6.2), and what Python writes of the binary ones; no infinity, no NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ def _tag(condition: Condition, facts: SeriesFacts) -> Finding:
     values = values_at(facts.header, path)
     name = " of ".join(tag_name(tag) for tag in reversed(path))
     secret = is_patients(path)
-    found = "\\".join(values)
+    found = "\\".join(one.text for one in values)
     if len(found) > 80:
         found = f"{found[:80]} ..."
     return Finding(
@@ -129,7 +132,7 @@ def _tag(condition: Condition, facts: SeriesFacts) -> Finding:
     )
 
 
-def _passes(condition: Condition, values: Sequence[str]) -> bool:
+def _passes(condition: Condition, values: Sequence[Value]) -> bool:
     if condition.present is not None and condition.present != bool(values):
         return False
     if condition.not_equals is not None and any(
@@ -140,29 +143,29 @@ def _passes(condition: Condition, values: Sequence[str]) -> bool:
     return not tests_a_value or any(_value_passes(condition, value) for value in values)
 
 
-def _value_passes(condition: Condition, value: str) -> bool:
+def _value_passes(condition: Condition, value: Value) -> bool:
     if condition.equals and not any(_same(value, other) for other in condition.equals):
         return False
-    if condition.matches is not None and not re.search(condition.matches, value[:_LONGEST]):
+    if condition.matches is not None and not re.search(condition.matches, value.text[:_LONGEST]):
         return False
     if not condition.given():
         return True
-    number = _number(value)
-    return number is not None and _within(number, condition)
+    number = _number(value.text)
+    return number is not None and _within(float(number), condition)
 
 
-def _same(value: str, other: Scalar) -> bool:
-    left, right = _number(value), _number(str(other))
-    if left is not None and right is not None:
-        return left == right
-    return value.casefold() == str(other).strip().casefold()
+def _same(value: Value, other: Scalar) -> bool:
+    asked = str(other).strip()
+    if value.is_number:
+        left, right = _number(value.text), _number(asked)
+        if left is not None and right is not None:
+            return left == right
+    return value.text.casefold() == asked.casefold()
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+def _number(text: str) -> Decimal | None:
+    """Exactly what is written: 17 digits of two values may differ in the last one only."""
+    return Decimal(text) if _NUMBER.fullmatch(text) else None
 
 
 def _within(number: float, bounds: Bounds) -> bool:

@@ -167,7 +167,7 @@ def _numbers(header: Dataset, tag: int) -> list[float]:
     found = []
     for value in values_at(header, (tag,)):
         try:
-            found.append(float(value))
+            found.append(float(value.text))
         except ValueError:
             return []
     return found

@@ -216,7 +216,10 @@ class Router:
     ) -> Report:
         routes, refusals, unknown = [], [], []
         rule, called = report.rule, facts.series.called_ae_title
+        # What a rule chooses within a study is a job of its own, wherever the rule stands.
         twice = {name: taken[name] for name in rule.pipelines if name in taken}
+        if report.is_for_the_study:
+            twice = {}
         for pipeline in rule.pipelines:
             contract = contracts.get(pipeline)
             if pipeline in twice:

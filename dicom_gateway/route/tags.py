@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
@@ -40,6 +41,9 @@ _UNREADABLE = (
 
 _SHARED = 0x52009229
 _PER_FRAME = 0x52009230
+
+_NUMBERS_VRS = frozenset(("DS", "IS", "US", "SS", "US or SS", "UL", "SL", "UV", "SV", "FL", "FD"))
+"""Their values are numbers (PS3.5 6.2); all other values are texts, whatever they look like."""
 
 _PATIENTS_VRS = frozenset(("PN", "DA", "DT", "TM", "LT", "ST", "UT", "UC", "UR", "UN", "OB", "OW"))
 """Names, dates and free texts can say who somebody is (PS3.15 E.1)."""
@@ -74,8 +78,21 @@ def read_header(path: Path) -> Dataset:
         return Dataset()
 
 
-def values_at(ds: Dataset, path: tuple[int, ...]) -> list[str]:
-    """The values of a tag, of all items on the way, as text; empty ones are left out.
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of an attribute.
+
+    Attributes:
+        text: Without the spaces around it.
+        is_number: By the attribute's VR.
+    """
+
+    text: str
+    is_number: bool
+
+
+def values_at(ds: Dataset, path: tuple[int, ...]) -> list[Value]:
+    """The values of a tag, of all items on the way; empty ones are left out.
 
     A tag of an enhanced multi-frame object is also looked for in its functional groups: the
     shared ones, then those of the first frame.
@@ -93,7 +110,7 @@ def values_at(ds: Dataset, path: tuple[int, ...]) -> list[str]:
 
 def text_at(ds: Dataset, tag: int) -> str:
     """All values of a tag with backslashes between, as DICOM writes them."""
-    return "\\".join(values_at(ds, (tag,)))
+    return "\\".join(one.text for one in values_at(ds, (tag,)))
 
 
 def is_patients(path: tuple[int, ...]) -> bool:
@@ -126,18 +143,21 @@ def _items(ds: Dataset, tag: int) -> Iterator[Dataset]:
         yield from value
 
 
-def _values(sets: Iterable[Dataset], tag: int) -> Iterator[str]:
+def _values(sets: Iterable[Dataset], tag: int) -> Iterator[Value]:
     for ds in sets:
         try:
-            value = ds[tag].value if tag in ds else None
+            if tag not in ds:
+                continue
+            element = ds[tag]
+            value, is_number = element.value, element.VR in _NUMBERS_VRS
             if isinstance(value, Items):
-                yield from (f"item {number}" for number in range(1, len(value) + 1))
+                yield from (Value(f"item {number}", False) for number in range(1, len(value) + 1))
                 continue
             # A person's name can be iterated over too, letter by letter.
             for one in value if isinstance(value, list | tuple | MultiValue) else [value]:
                 text = one.decode("ascii", "replace") if isinstance(one, bytes) else str(one)
                 text = text.strip(" \0")
                 if one is not None and text:
-                    yield text
+                    yield Value(text, is_number)
         except _UNREADABLE:
             continue

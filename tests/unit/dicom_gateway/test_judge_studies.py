@@ -141,7 +141,9 @@ def test_an_incomplete_set_of_roles_ends_before_a_person_once_the_study_is_quiet
         (failed,) = bench.jobs()
         assert (failed.state, failed.failure_code) == (JobState.FAILED, "incomplete_roles")
         assert "the study has none for upright" in (failed.failure_reason or "")
-        assert not bench.queue.retry(failed.job_id)
+        assert bench.queue.retry(failed.job_id)
+        bench.settle()
+        assert [job.state for job in bench.jobs()] == [JobState.FAILED], "nothing has changed"
 
         bench.receive(upright, "a2")
         bench.settle()

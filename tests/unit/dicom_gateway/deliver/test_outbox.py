@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,17 @@ import sqlalchemy as sa
 from dicom_gateway.config_delivery import Destination, ScuSettings
 from dicom_gateway.database import deliveries, jobs, now_s, transaction
 from dicom_gateway.deliver import Caretaker, Entries, Outbox
-from dicom_gateway.errors import DatabaseUnavailable
+from dicom_gateway.errors import DatabaseUnavailable, DestinationRefused
 from dicom_gateway.jobs import JobQueue
+from dicom_gateway.jobs.owner import this_process
 from dicom_gateway.records import Delivery, DeliveryState, Job, JobState
-from tests.support.jobs import a_finished_job
+from tests.support.jobs import (
+    a_finished_job,
+    a_kept_instance,
+    a_kept_series,
+    a_result,
+    enqueue,
+)
 from tests.support.patience import until
 from tests.support.processes import free_port
 from tests.support.scripted_pacs import HANG_UP, a_pacs
@@ -291,3 +299,74 @@ def test_a_cancelled_job_stays_cancelled_when_its_object_arrives(
     with transaction(engine) as connection:
         state = connection.execute(sa.select(jobs.c.state)).scalar_one()
     assert state == JobState.CANCELLED.value
+    (line,) = [one for one in queue.events(job.job_id) if one.stage == "sent"]
+    assert line.note == (
+        "pacs: accepted; it was on its way when its delivery ended (cancelled by a person)"
+    )
+
+
+@pytest.mark.parametrize("proof", [False, True])
+def test_what_a_peer_takes_of_a_superseded_job_is_in_the_story_and_told(
+    queue: JobQueue, engine: sa.Engine, tmp_path: Path, *, proof: bool
+) -> None:
+    """It was on its way; the PACS has it, and whoever asks must find that out."""
+    told: list[str | None] = []
+    entries = Entries(engine, tmp_path, IMPATIENT, lambda _delivery, failure: told.append(failure))
+    job, delivery = _superseded_while(queue, engine, tmp_path, entries)
+    if proof:
+        entries.accepted(delivery, "accepted", 1.0, 0.1)
+    else:
+        entries.delivered(delivery, "accepted", 0.1)
+    entries.delivered(delivery, "accepted", 0.1)  # another process sent it too
+
+    assert told == [None]
+    (one,) = queue.deliveries(job.job_id)
+    assert one.state is DeliveryState.DELIVERED
+    assert _state(queue, job) is JobState.SUPERSEDED
+    line = queue.events(job.job_id)[-1]
+    assert line.stage == ("accepted" if proof else "sent")
+    assert "it was on its way when its delivery ended (superseded: job" in line.note
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_proof_that_comes_after_its_job_was_superseded_counts(
+    queue: JobQueue, engine: sa.Engine, tmp_path: Path, *, is_there: bool
+) -> None:
+    """Where the PACS has lost the object, it isn't sent again: the new job's is on its way."""
+    told: list[str | None] = []
+    entries = Entries(engine, tmp_path, IMPATIENT, lambda _delivery, failure: told.append(failure))
+    job, delivery = _superseded_while(queue, engine, tmp_path, entries, accepted=True)
+    if is_there:
+        entries.delivered(delivery, "proven by C-FIND", stage="proven")
+    else:
+        assert entries.lost(delivery, DestinationRefused("it has no such object"), 3)
+
+    assert told == ([None] if is_there else [DestinationRefused.code])
+    (one,) = queue.deliveries(job.job_id)
+    assert one.state is (DeliveryState.DELIVERED if is_there else DeliveryState.FAILED)
+    assert _state(queue, job) is JobState.SUPERSEDED
+
+
+def _superseded_while(
+    queue: JobQueue,
+    engine: sa.Engine,
+    folder: Path,
+    entries: Entries,
+    *,
+    accepted: bool = False,
+) -> tuple[Job, Delivery]:
+    """A job whose result is under way, or accepted, when a late instance of its series comes."""
+    series = a_kept_series(engine, folder)
+    enqueue(queue, engine, series)
+    job = queue.claim(this_process())
+    assert job is not None
+    queue.finish(job, [a_result(folder, job)])
+    delivery = entries.claim("pacs")
+    assert delivery is not None
+    if accepted:
+        entries.accepted(delivery, "accepted", 0.0, 0.1)
+        (delivery,) = entries.waiting_for_proof("pacs")
+    late = a_kept_instance(engine, folder, series.study_instance_uid, series.series_instance_uid)
+    grown = dataclasses.replace(series, instances=(*series.instances, late))
+    assert enqueue(queue, engine, grown) is not None
+    return job, delivery

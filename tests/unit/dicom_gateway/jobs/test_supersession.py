@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from dicom_gateway.config_delivery import ScuSettings
-from dicom_gateway.database import transaction
+from dicom_gateway.database import jobs, transaction
 from dicom_gateway.deliver import Entries
 from dicom_gateway.errors import LeaseLost, UnusableSeries
 from dicom_gateway.jobs import JobQueue
 from dicom_gateway.jobs.owner import this_process
-from dicom_gateway.records import DeliveryState, Job, JobState, Series
+from dicom_gateway.jobs.sameness import content_of
+from dicom_gateway.jobs.supersession import withdraw, withdraw_choices
+from dicom_gateway.records import DeliveryState, Job, JobState, Priority, Series
 from tests.support.jobs import a_kept_instance, a_kept_series, a_result, enqueue
 
 ME = this_process()
@@ -222,7 +225,7 @@ def test_withdrawn_jobs_are_those_that_nobody_asks_for(
     kept, gone = enqueue(queue, engine, series), None
     with transaction(engine) as connection:
         gone = queue.enqueue(connection, series, pipeline="other_ct", pipeline_version="1.0.0")
-        queue.withdraw(connection, series.series_instance_uid, "LUNG", ["lung_ct"])
+        withdraw(connection, series.series_instance_uid, "LUNG", ["lung_ct"])
 
     assert kept is not None
     assert gone is not None
@@ -230,3 +233,108 @@ def test_withdrawn_jobs_are_those_that_nobody_asks_for(
     assert now_is(queue, gone).state is JobState.SUPERSEDED
     assert queue.claim(ME) is not None
     assert queue.claim(ME) is None
+
+
+def choose(
+    queue: JobQueue,
+    engine: sa.Engine,
+    series: Series,
+    rule: str,
+    destinations: Sequence[str] = ("pacs",),
+    rules: Sequence[str] = (),
+    priority: Priority = Priority.NORMAL,
+) -> Job | None:
+    """A rule's choice within the series' study."""
+    with transaction(engine) as connection:
+        return queue.enqueue(
+            connection,
+            series,
+            pipeline="lung_ct",
+            pipeline_version="1.0.0",
+            destinations=destinations,
+            rule=rule,
+            subject=f"{series.study_instance_uid}/{rule}",
+            rules=rules or (rule,),
+            priority=priority,
+        )
+
+
+def test_a_choice_is_a_job_of_its_own_where_no_other_one_reaches_its_destinations(
+    queue: JobQueue, engine: sa.Engine, series: Series
+) -> None:
+    """Each is made once; the story names the job that computes the same."""
+    by_itself = enqueue(queue, engine, series)
+    thin = choose(queue, engine, series, "thin", ["archive"])
+
+    assert by_itself is not None
+    assert thin is not None
+    assert choose(queue, engine, series, "thin", ["archive"]) is None
+    assert choose(queue, engine, series, "large") is None
+    assert enqueue(queue, engine, series) is None
+    (beside,) = [one.note for one in queue.events(thin.job_id) if one.stage == "beside"]
+    assert beside.startswith(f"job {by_itself.job_id[:8]} (rule ")
+    assert {now_is(queue, one).superseded_by for one in (by_itself, thin)} == {None}
+
+
+def test_a_choice_that_another_job_makes_leaves_its_earlier_one(
+    queue: JobQueue, engine: sa.Engine, tmp_path: Path, series: Series
+) -> None:
+    """The earlier one would go on for a series that is chosen no more."""
+    earlier = choose(queue, engine, series, "thin")
+    better = one_more(engine, tmp_path, series)
+    by_itself = enqueue(queue, engine, better)
+
+    assert choose(queue, engine, better, "thin") is None
+    assert earlier is not None
+    assert by_itself is not None
+    assert now_is(queue, earlier).superseded_by == by_itself.job_id
+
+
+@pytest.mark.parametrize("asked", list(Priority))
+def test_a_choice_that_another_job_makes_lends_it_its_priority(
+    queue: JobQueue, engine: sa.Engine, series: Series, asked: Priority
+) -> None:
+    """Where it is the more urgent one, and the job still waits."""
+    by_itself = enqueue(queue, engine, series, priority=Priority.NORMAL)
+
+    assert choose(queue, engine, series, "thin", priority=asked) is None
+    assert by_itself is not None
+    expected = Priority.NORMAL if asked is Priority.LOW else asked
+    assert now_is(queue, by_itself).priority is expected
+
+
+def test_a_row_whose_key_is_the_content_alone_stands_for_its_choice_only(
+    queue: JobQueue, engine: sa.Engine, series: Series
+) -> None:
+    """As older indexes have them: nothing is computed again, and nobody else goes without."""
+    thin = choose(queue, engine, series, "thin", ["archive"])
+    with transaction(engine) as connection:
+        content = content_of(series, "lung_ct", "1.0.0", {})
+        connection.execute(jobs.update().values(unique_key=content))
+
+    assert thin is not None
+    assert choose(queue, engine, series, "thin", ["archive"]) is None
+    assert enqueue(queue, engine, series) is not None
+    assert now_is(queue, thin).superseded_by is None
+
+
+def test_the_choice_of_a_rule_that_is_gone_is_taken_over_or_withdrawn(
+    queue: JobQueue, engine: sa.Engine, tmp_path: Path, series: Series
+) -> None:
+    """By a rule that asks for the same; other studies and titles are left alone."""
+    old = choose(queue, engine, series, "thin")
+    other = choose(queue, engine, a_kept_series(engine, tmp_path), "thin")
+    by_itself = enqueue(queue, engine, one_more(engine, tmp_path, series))
+    assert choose(queue, engine, series, "fine", rules=["fine"]) is None
+    with transaction(engine) as connection:
+        withdraw_choices(connection, series, ["fine"])
+
+    assert old is not None
+    assert (now_is(queue, old).rule, now_is(queue, old).state) == ("fine", JobState.WAITING)
+    assert "taken_over" in [one.stage for one in queue.events(old.job_id)]
+    with transaction(engine) as connection:
+        withdraw_choices(connection, series, ["best"])
+    assert now_is(queue, old).superseded_by == "withdrawn"
+    for one in (other, by_itself):
+        assert one is not None
+        assert now_is(queue, one).superseded_by is None

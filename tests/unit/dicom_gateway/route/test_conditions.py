@@ -9,7 +9,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import EnhancedCTImageStorage
 
-from dicom_gateway.config_routing import Condition, Plane
+from dicom_gateway.config_routing import Condition, Plane, names_title
 from dicom_gateway.route.conditions import Finding, examine_one
 from dicom_gateway.route.facts import Glance, SeriesFacts, gather_facts, plane_of
 from tests.support.dicom import AXIAL, CANARY, CORONAL, SAGITTAL, a_ct_series
@@ -94,6 +94,39 @@ def ask(facts: SeriesFacts, **condition: Any) -> Finding:
 def test_conditions_hold_or_not(facts: SeriesFacts, condition: dict[str, Any], holds: bool) -> None:
     """Values of several, numbers in text, sequences; empty is absent."""
     assert ask(facts, **condition).holds is holds
+
+
+@pytest.mark.parametrize(
+    ("tag", "found", "asked", "holds"),
+    [
+        ("PatientID", "12", "0012", False),
+        ("PatientID", "0012", "0012", True),
+        ("PatientID", "12", 12, True),
+        ("StationName", "1E1", "10", False),
+        ("SeriesDescription", "nan", "NAN", True),
+        ("AccessionNumber", "12345678901234567", "12345678901234568", False),
+        ("RedPaletteColorLookupTableDescriptor", 256, "0256", True),
+        ("SliceThickness", "1.50", "1.5", True),
+        ("SliceThickness", "15e-1", 1.5, True),
+        ("SliceThickness", "1.234567890123456", "1.234567890123457", False),
+        ("FrameIncrementPointer", 12, "0012", False),
+        ("SimpleFrameList", 4294967295, "4294967295", True),
+        ("DopplerCorrectionAngle", 0.5, ".5", True),
+        ("SelectorUVValue", 12345678901234567, "12345678901234568", False),
+        ("SelectorUVValue", 12345678901234567, "12345678901234567.0", True),
+    ],
+)
+def test_only_values_of_numeric_attributes_are_compared_as_numbers(
+    tmp_path: Path, tag: str, found: Any, asked: Any, holds: bool
+) -> None:
+    """Exactly; identifiers that look like numbers are texts, with their zeros."""
+    (ds,) = a_ct_series(1)
+    setattr(ds, tag, found)
+
+    facts = facts_of(tmp_path, [ds])
+
+    assert ask(facts, tag=tag, equals=asked).holds is holds
+    assert ask(facts, tag=tag, not_equals=asked).holds is not holds
 
 
 def test_a_finding_reads_as_a_sentence(facts: SeriesFacts) -> None:
@@ -196,3 +229,24 @@ def test_a_file_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
     facts = gather_facts(series, lambda _path: Glance())
 
     assert (facts.plane, facts.slice_thickness_mm, facts.kernel) == (None, None, "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "title", "means"),
+    [
+        ("CT[1]", "CT[1]", True),
+        ("CT[1]", "CT1", False),
+        ("CT[1]*", "CT[1]_A", True),
+        ("CT[!1]?", "CT[!1]x", True),
+        ("CT.1", "CTx1", False),
+        ("CT_?", "CT_1", True),
+        ("CT_?", "CT_12", False),
+        ("*", "ct", True),
+        ("CT", "ct", False),
+    ],
+)
+def test_only_asterisk_and_question_mark_are_special_in_ae_titles(
+    pattern: str, title: str, *, means: bool
+) -> None:
+    """Brackets are letters like others."""
+    assert names_title((pattern,), title) is means
