@@ -297,8 +297,9 @@ class TritonServer:
                     elif serves := model_of_stub(child.cmdline(), self._repository):
                         found[child.pid] = serves
         model = next(iter(dead.values()), None)
-        # Each is told once; loading a model again replaces all of its instances.
-        self._stubs = found | {pid: other for pid, other in dead.items() if other != model}
+        # Each is told once; loading a model again replaces all of its instances, so also one
+        # that lives now and is dead at the next look is none of its any more.
+        self._stubs = {pid: other for pid, other in (found | dead).items() if other != model}
         return model
 
     def _reload(self, model: str) -> None:
