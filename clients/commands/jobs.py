@@ -23,6 +23,7 @@ from clients.errors import ClientError
 from dicom_gateway.config import GatewaySettings, load_settings
 from dicom_gateway.database import now_s, open_database, transaction
 from dicom_gateway.jobs.desk import JobDesk
+from dicom_gateway.jobs.sameness import INCOMPLETE_ROLES
 from dicom_gateway.jobs.supersession import WITHDRAWN
 from dicom_gateway.records import Decision, Delivery, Job, JobEvent, JobState, Result
 from dicom_gateway.store import Docket, SeriesIndex
@@ -279,7 +280,7 @@ def retry(config: Path, job_id: str) -> None:
                     f"{job.job_id[:_SHORT]}; start that one again, where it needs it"
                 )
             raise ClientError(msg)
-        if job.failure_code == "incomplete_roles":
+        if job.failure_code == INCOMPLETE_ROLES:
             out.print(
                 f"The study of job {job.job_id[:_SHORT]} is decided anew; where the rules find all "
                 "of its series, a new job takes its place."

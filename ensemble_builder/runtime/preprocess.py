@@ -70,19 +70,18 @@ class Preprocess:
 
     def _compute(self, request: Any) -> list[Any]:
         recipe = self._recipe
+
+        def tensor(name: str, device: torch.device) -> torch.Tensor:
+            return read(request, name, device)
+
         try:
-            done, shape = preprocess(
-                self._transforms,
-                recipe.inputs,
-                lambda name, device: read(request, name, device),
-                self._device,
-            )
+            done, shape = preprocess(self._transforms, recipe.inputs, tensor, self._device)
         except InputError:
             raise
         except Exception as error:
             raise _as_input_error(error) from error
         x = network_input(recipe.network_key, done)
-        affine = input_affine(recipe.inputs, lambda name, device: read(request, name, device))
+        affine = input_affine(recipe.inputs, tensor)
         outputs = [
             tensor_output("X", x),
             text_output("TRACE", encode_state(state_of(done, InputGrid(shape, affine)))),

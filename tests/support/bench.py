@@ -171,21 +171,8 @@ def a_bench(
     seen.mkdir(parents=True)
     for name, modality in (pipelines or {"lung_ct": "CT"}).items():
         (seen / f"{name}.json").write_text(a_contract_text(name, modality), encoding="utf-8")
-    with a_store(folder) as keeping:
-        triton = TritonClient(settings.triton, seen)
-        queue = JobQueue(keeping.engine, folder)
-        judge = Judge(
-            settings,
-            keeping.engine,
-            keeping.index,
-            queue=queue,
-            triton=triton,
-            read_header=lru_cache(maxsize=None)(read_header),
-        )
-        try:
-            yield Bench(keeping, queue, Docket(keeping.engine), judge)
-        finally:
-            triton.close()
+    with _judging(folder, settings, seen) as bench:
+        yield bench
 
 
 @contextmanager
@@ -214,6 +201,12 @@ def a_sending_bench(folder: Path, rules: Sequence[Mapping[str, Any]]) -> Iterato
     seen = folder / "contracts"
     seen.mkdir(parents=True, exist_ok=True)
     (seen / "lung_ct.json").write_text(a_contract_text("lung_ct", "CT"), encoding="utf-8")
+    with _judging(folder, settings, seen) as bench:
+        yield bench
+
+
+@contextmanager
+def _judging(folder: Path, settings: GatewaySettings, seen: Path) -> Iterator[Bench]:
     with a_store(folder) as keeping:
         triton = TritonClient(settings.triton, seen)
         queue = JobQueue(keeping.engine, folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +27,6 @@ OF_ANOTHER_PLACE: dict[str, Any] = {
     "ImageOrientationPatient": [0, 1, 0, 0, 0, -1],
     "PixelSpacing": [3, 2],
 }
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[DecoderPool]:
-    """One decoder for all tests here."""
-    with DecoderPool(1) as pool:
-        yield pool
-
-
-@pytest.fixture
-def arena(tmp_path: Path) -> Iterator[Arena]:
-    """An arena beside the test's files."""
-    folder = tmp_path / "shm"
-    folder.mkdir()
-    with Arena(64 << 20, folder) as arena:
-        yield arena
 
 
 def with_elements(ds: Dataset, elements: dict[str, Any]) -> Dataset:

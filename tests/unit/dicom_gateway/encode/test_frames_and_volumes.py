@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import highdicom as hd
@@ -28,22 +27,6 @@ from tests.support.peers import dciodvfy
 from tests.support.series import LUNGS, a_contract, a_job, a_kept_series, joined, two_boxes
 
 EVERYTHING = Allowance(resample=True, split=True)
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[DecoderPool]:
-    """One decoder for all tests here."""
-    with DecoderPool(1) as pool:
-        yield pool
-
-
-@pytest.fixture
-def arena(tmp_path: Path) -> Iterator[Arena]:
-    """An arena beside the test's files."""
-    folder = tmp_path / "shm"
-    folder.mkdir()
-    with Arena(64 << 20, folder) as arena:
-        yield arena
 
 
 def encoded(folder: Path, mask: NDArray[np.uint8], volume: Volume, index: int = 0) -> Result:

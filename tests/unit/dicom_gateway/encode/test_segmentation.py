@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +36,6 @@ from tests.support.series import (
 )
 
 SMALL = {"frames": 6, "rows": 24, "columns": 28}
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[DecoderPool]:
-    """Two decoders for all tests here."""
-    with DecoderPool(2) as pool:
-        yield pool
-
-
-@pytest.fixture
-def arena(tmp_path: Path) -> Iterator[Arena]:
-    """An arena beside the test's files."""
-    folder = tmp_path / "shm"
-    folder.mkdir()
-    with Arena(64 << 20, folder) as arena:
-        yield arena
 
 
 @pytest.fixture
