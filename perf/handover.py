@@ -3,12 +3,15 @@
 Comes in: the chest of a bench. A series of it goes by one association, uncompressed and
 compressed, to a gateway in front of a real Triton; the times are read from the gateway's own
 index. Decoding is measured in the same run, with the same decoders and nothing else to do.
+A series goes as fast as it can be sent, which may be faster than the cores can decode it, and at
+a scanner's pace.
 `after-release-s` is 0: how long to wait for more after an association has ended in order is the
-site's choice, not work. Goes out: both durations and their ratio for each transfer syntax.
+site's choice, not work. Goes out: both durations and their ratio for each transfer syntax and pace.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Sequence
@@ -25,6 +28,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from pynetdicom import AE
 
 from dicom_gateway.assemble.arena import Arena
 from dicom_gateway.assemble.decoders import DecoderPool
@@ -47,6 +51,9 @@ NAMES = {
 """In every transfer syntax that is decoded by something else; all without loss."""
 SHARE = 0.1
 """Of the series' decoding: most of what may be left to do after the last instance."""
+PACES: dict[str, float | None] = {"": None, ", 20 a second": 20.0}
+"""Instances a second, by how a report says it; None is as fast as it goes. Scanners reconstruct,
+and send, some ten to sixty images a second."""
 _TIMEOUT_S = 900.0
 _AE_TITLE = "HANDOVER"
 
@@ -76,6 +83,29 @@ def decoding_s(paths: Sequence[Path], decoders: DecoderPool) -> float:
             arena.path, [(int(at), task) for at, task in zip(offsets, tasks, strict=True)]
         )
         return time.perf_counter() - began
+
+
+def send_paced(paths: Sequence[Path], port: int, called_ae_title: str, per_second: float) -> None:
+    """Sends instances in one association, each at its time.
+
+    Raises:
+        RuntimeError: one isn't taken.
+    """
+    meta = pydicom.dcmread(paths[0], stop_before_pixels=True).file_meta
+    ae = AE(ae_title="SCANNER")
+    ae.add_requested_context(meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID)
+    association = ae.associate("127.0.0.1", port, ae_title=called_ae_title)
+    if not association.is_established:
+        msg = "the gateway takes no association; see its log"
+        raise RuntimeError(msg)
+    began_s = time.monotonic()
+    for number, path in enumerate(paths):
+        time.sleep(max(0.0, began_s + number / per_second - time.monotonic()))
+        status = association.send_c_store(path).get("Status")
+        if status != 0x0000:
+            msg = f"the gateway answered {status} for {path.name}; see its log"
+            raise RuntimeError(msg)
+    association.release()
 
 
 def handover_s(engine: sa.Engine, series_instance_uid: str) -> float:
@@ -119,19 +149,19 @@ class Handovers:
     """What was found for one study.
 
     Attributes:
-        rounds: Transfer syntax -> for each round, seconds of decoding alone, and from the last
-            arrival to the request.
+        rounds: Transfer syntax and pace (of `PACES`) -> for each round, seconds of decoding
+            alone, and from the last arrival to the request.
     """
 
     study: str
-    rounds: dict[UID, list[tuple[float, float]]]
+    rounds: dict[tuple[UID, str], list[tuple[float, float]]]
 
     def found(self) -> Found:
         """As the report wants it."""
         measurements, shown = [], []
-        for syntax, durations_s in self.rounds.items():
+        for (syntax, pace), durations_s in self.rounds.items():
             decoding_s, handover = zip(*durations_s, strict=True)
-            name = f"handover, {self.study}: {NAMES[syntax]}"
+            name = f"handover, {self.study}: {NAMES[syntax]}{pace}"
             measurements += [
                 Measurement.of(f"{name}, decoding alone", decoding_s),
                 Measurement.of(f"{name}, tritome's last arrival to request", handover),
@@ -151,7 +181,8 @@ def measure(stage: Stage) -> Found:
     """
     folder = stage.folder / "handover"
     repository = only_lung_ct(stage.model_repository, folder / "model_repository")
-    rounds: dict[UID, list[tuple[float, float]]] = {syntax: [] for syntax in NAMES}
+    ways = list(itertools.product(NAMES, PACES))
+    rounds: dict[tuple[UID, str], list[tuple[float, float]]] = {way: [] for way in ways}
     with (
         site(folder / "site", repository, {_AE_TITLE: MODEL}) as running,
         DecoderPool() as decoders,
@@ -160,14 +191,18 @@ def measure(stage: Stage) -> Found:
             write_compressed(stage.study, folder / name, syntax)
         for number in range(stage.plan.rounds + 1):
             stage.say(f"handover: round {number} of {stage.plan.rounds}")
-            for syntax, name in NAMES.items():
+            for syntax, pace in ways:
                 files = folder / "files"
-                paths = write_compressed(folder / name, files, syntax)
+                paths = write_compressed(folder / NAMES[syntax], files, syntax)
                 alone_s = decoding_s(paths, decoders)
-                running.send(files, _AE_TITLE)
+                per_second = PACES[pace]
+                if per_second is None:
+                    running.send(files, _AE_TITLE)
+                else:
+                    send_paced(paths, running.port, _AE_TITLE, per_second)
                 uid = str(pydicom.dcmread(paths[0]).SeriesInstanceUID)
                 waited_s = handover_s(running.engine, uid)
                 if number:  # the first warms up
-                    rounds[syntax].append((alone_s, waited_s))
+                    rounds[syntax, pace].append((alone_s, waited_s))
                 shutil.rmtree(files)
     return Handovers(stage.chest.name, rounds).found()
