@@ -6,6 +6,7 @@ overlay.png, report.json and log.txt; a table of times, one of segments, one of 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -158,15 +159,28 @@ def _study(
 
 
 def _models(model_repository: Path, output: Path, stages: dict[str, float]) -> Path:
+    folder = output / "model_repository"
     if (model_repository / PIPELINE / "config.pbtxt").is_file():
-        return model_repository
+        return _without_others(model_repository, folder)
     from ensemble_builder.build import build  # noqa: PLC0415 - imports torch and MONAI
 
     started = time.monotonic()
-    folder = output / "model_repository"
     with out.status(f"No {PIPELINE} in {model_repository}; building it ..."):
         list(build(PIPELINE, folder))
     stages["build the models"] = time.monotonic() - started
+    return folder
+
+
+def _without_others(model_repository: Path, folder: Path) -> Path:
+    """The pipeline's own models: nobody needs to wait until all others are loaded."""
+    names = {PIPELINE}
+    try:
+        for steps in (model_repository / PIPELINE).glob("*/steps.json"):
+            names |= json.loads(steps.read_text(encoding="utf-8")).keys()
+        for name in sorted(names):
+            shutil.copytree(model_repository / name, folder / name)
+    except (OSError, ValueError):
+        return model_repository  # Triton says what is wrong with it
     return folder
 
 
