@@ -348,11 +348,18 @@ def _predict(
 def _client(triton_url: str) -> Iterator[Any]:
     import tempfile  # noqa: PLC0415
 
+    from pydantic import ValidationError  # noqa: PLC0415
+
     from dicom_gateway.config import TritonSettings  # noqa: PLC0415
     from dicom_gateway.infer.client import TritonClient  # noqa: PLC0415
 
+    try:
+        settings = TritonSettings(url=triton_url)
+    except ValidationError as error:
+        msg = f"--triton {triton_url}: write host and port of its gRPC, such as 127.0.0.1:8001"
+        raise ClientError(msg) from error
     with tempfile.TemporaryDirectory(prefix="tritome-infer-") as seen:
-        client = TritonClient(TritonSettings(url=triton_url), Path(seen))
+        client = TritonClient(settings, Path(seen))
         try:
             yield client
         finally:

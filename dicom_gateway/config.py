@@ -12,16 +12,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from dicom_gateway.config_base import UID, AETitle, CertificateName, IPAddress, Port, Section
+from dicom_gateway.config_base import (
+    UID,
+    AETitle,
+    CertificateName,
+    Host,
+    HostAndPort,
+    IPAddress,
+    Port,
+    Section,
+)
 from dicom_gateway.config_delivery import (
     AuditSettings,
     ResultSettings,
     ScuSettings,
     nearest,
 )
-from dicom_gateway.config_errors import explain, keys_written_twice, where_yaml_breaks
+from dicom_gateway.config_errors import explain, slips, where_yaml_breaks
 from dicom_gateway.config_routing import RoutingSettings, names_title
 from dicom_gateway.config_web import PacsPeer, WebSettings
 from dicom_gateway.errors import ConfigurationError
@@ -78,7 +87,7 @@ class ScpTls(Section):
 class ScpSettings(Section):
     """The receiving side."""
 
-    host: str = "0.0.0.0"  # noqa: S104 - a PACS must reach it
+    host: Host = "0.0.0.0"  # noqa: S104 - a PACS must reach it
     port: Annotated[int, Field(ge=0, le=65535)] = 11112
     """0 lets the system choose (for tests)."""
     plain: bool = True
@@ -135,8 +144,8 @@ class DicomSettings(Section):
 class TritonSettings(Section):
     """The Triton beside this gateway; they share /dev/shm."""
 
-    url: str = "127.0.0.1:8001"
-    """gRPC host:port."""
+    url: HostAndPort = "127.0.0.1:8001"
+    """Of its gRPC."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     arena_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
     """Shared memory for volumes and masks, fully allocated at start."""
@@ -164,11 +173,29 @@ class RetentionSettings(Section):
         return not any(self.model_dump().values())
 
 
+def _database_url(value: str) -> str:
+    import sqlalchemy as sa  # noqa: PLC0415 - most have none
+
+    msg = "write postgresql+psycopg://user@host/database, or sqlite:/// and a path from the root"
+    try:
+        url = sa.make_url(value)
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise ValueError(msg) from error
+    if url.drivername == "sqlite" and Path(url.database or "").is_absolute():
+        return value
+    if url.drivername not in ("postgresql", "postgresql+psycopg"):
+        raise ValueError(msg)
+    return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+DatabaseURL = Annotated[str, AfterValidator(_database_url)]
+
+
 class StoreSettings(Section):
     """Where instances, results and the index are kept."""
 
     folder: Path = Path("var/gateway")
-    database_url: str | None = None
+    database_url: DatabaseURL | None = None
     """SQLAlchemy URL; SQLite in `folder` where not given."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 1 << 30
     """Below this, C-STORE is answered with 0xA700: the rest is for results and the index."""
@@ -383,7 +410,7 @@ def load_settings(path: Path) -> GatewaySettings:
     try:
         text = path.read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
-        twice = "\n".join(f"{path}: {line}" for line in keys_written_twice(text))
+        slipped = "\n".join(f"{path}: {line}" for line in slips(text))
     except OSError as error:
         hint = "; 'tritome init' writes one" if isinstance(error, FileNotFoundError) else ""
         msg = f"{path}: can't be read ({error.strerror}){hint}"
@@ -394,8 +421,8 @@ def load_settings(path: Path) -> GatewaySettings:
     if not isinstance(raw, dict):
         msg = f"{path}: holds no settings; 'tritome init' writes an example to begin with"
         raise ConfigurationError(msg)
-    if twice:
-        raise ConfigurationError(twice)
+    if slipped:
+        raise ConfigurationError(slipped)
     try:
         settings = GatewaySettings.model_validate(raw)
     except ValidationError as error:

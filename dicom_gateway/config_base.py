@@ -29,6 +29,30 @@ def _ip_address(value: str) -> str:
         raise ValueError(msg) from error
 
 
+def _host(value: str) -> str:
+    # RFC 1123 2.1; names with underscores are in use all the same.
+    label = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+    try:
+        return str(ip_address(value))
+    except ValueError as error:
+        if len(value) <= 253 and re.fullmatch(rf"{label}(?:\.{label})*\.?", value):
+            return value
+        msg = "write an IP address or a host name and nothing else: no port, no https://"
+        raise ValueError(msg) from error
+
+
+def _host_and_port(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    msg = "write host and port, such as 127.0.0.1:8001, and nothing else: no http://"
+    try:
+        _host(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    except ValueError as error:
+        raise ValueError(msg) from error
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError(msg)
+    return value
+
+
 def _certificate(value: str) -> str:
     digest = value.removeprefix("sha256:").replace(":", "").lower()
     if re.fullmatch(r"[0-9a-f]{64}", digest):
@@ -44,6 +68,8 @@ def _certificate(value: str) -> str:
 
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 IPAddress = Annotated[str, AfterValidator(_ip_address)]
+Host = Annotated[str, AfterValidator(_host)]
+HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
 CertificateName = Annotated[str, AfterValidator(_certificate)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 UID = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)+$", max_length=64)]
@@ -57,4 +83,6 @@ class Section(BaseModel):
         extra="forbid",
         alias_generator=lambda name: name.replace("_", "-"),
         populate_by_name=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )

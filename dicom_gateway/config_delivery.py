@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dicom_gateway.config_base import AETitle, CertificateName, Port, Section
+from dicom_gateway.config_base import AETitle, CertificateName, Host, Port, Section
 from dicom_gateway.config_web import DimseTls
 from dicom_gateway.records import ObjectKind
 
@@ -55,7 +55,7 @@ class DestinationTls(DimseTls):
 class ProofPeer(Section):
     """Who is asked for the proof, where it is another AE than the one that stores."""
 
-    host_ip: str | None = None
+    host_ip: Host | None = None
     port: Port | None = None
     ae_title: AETitle
 
@@ -102,7 +102,7 @@ class Destination(Section):
     """A peer that we send to: by C-STORE (host-ip, port, ae-title) or by STOW-RS (dicomweb)."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-    host_ip: str | None = None
+    host_ip: Host | None = None
     port: Port | None = None
     ae_title: AETitle | None = None
     tls: DestinationTls | None = None
@@ -199,7 +199,7 @@ class SyslogSettings(Section):
     Source: RFC 5424 (message), RFC 5425 (TLS), PS3.15 A.6.
     """
 
-    host: str
+    host: Host
     port: Port = 6514
     ca_file: Path | None = None
     certificate_file: Path | None = None

@@ -15,6 +15,25 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 Place = tuple[str | int, ...]
+_NOTHING = "tag:yaml.org,2002:null"
+_NUMBER, _WHOLE, _KEYS = "write a number", "write a whole number", "write its keys below it"
+_WORDS = {
+    "string_type": "write a text; in quotes where it looks like a number or a yes",
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_from_float": _WHOLE,
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "finite_number": "write a number that ends; a very long time is a large one",
+    "bool_type": "write true or false",
+    "bool_parsing": "write true or false",
+    "tuple_type": "write a list: [one, another]",
+    "model_type": _KEYS,
+    "mapping_type": _KEYS,
+    "too_short": "list at least one",
+    "missing": "this key is missing",
+}
+"""For pydantic's kinds of mistakes that it says in Python's words."""
 _LEADING_PLACE = re.compile(r"([a-z][a-z0-9-]*(?:\.[a-z0-9-]+)*): ")
 
 
@@ -29,8 +48,12 @@ def where_yaml_breaks(error: yaml.YAMLError | UnicodeDecodeError) -> str:
     return f"{lines}: {error.problem or error.context}"
 
 
-def keys_written_twice(text: str) -> Iterator[str]:
-    """YAML takes the last of two equal keys without a word; we don't."""
+def slips(text: str) -> Iterator[str]:
+    """What YAML takes without a word, and nobody means: equal keys, and keys without a value.
+
+    Of two equal keys YAML takes the last. A key without a value would count as not written: an
+    empty `host-ip` binds a sender to no address, an empty `tls` encrypts nothing.
+    """
     pending: list[tuple[Place, yaml.Node | None]] = [((), yaml.compose(text, yaml.SafeLoader))]
     while pending:
         place, node = pending.pop()
@@ -40,10 +63,12 @@ def keys_written_twice(text: str) -> Iterator[str]:
             seen: set[str] = set()
             for key, value in node.value:
                 name = str(key.value)
+                where = f"line {key.start_mark.line + 1}: {_dotted((*place, name))}"
                 if name in seen and name != "<<":
-                    line = key.start_mark.line + 1
-                    yield f"line {line}: {_dotted((*place, name))}: this key is written twice"
+                    yield f"{where}: this key is written twice"
                 seen.add(name)
+                if value.tag == _NOTHING:
+                    yield f"{where}: there is no value; write one, or take the key out as well"
                 pending.append(((*place, name), value))
 
 
@@ -81,11 +106,7 @@ def _said(problem: Any, settings: type[BaseModel]) -> str:
         # Known elsewhere, not here: the nearest other one is meant.
         near = difflib.get_close_matches(key, sorted(_all_keys(settings) - {key}), n=1)
         return "unknown key" + (f"; did you mean '{near[0]}'?" if near else "")
-    if problem["type"] == "too_short":
-        return "list at least one"
-    if problem["type"] == "missing":
-        return "this key is missing"
-    return str(problem["msg"]).removeprefix("Value error, ")
+    return _WORDS.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _find(

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dicom_gateway.config_base import AETitle, IPAddress, Port, Section
+from dicom_gateway.config_base import AETitle, Host, IPAddress, Port, Section
 
 
 class WebCaller(Section):
@@ -68,7 +68,7 @@ class WebSettings(Section):
     """The HTTP side: DICOMweb and health. Off unless it is enabled."""
 
     enabled: bool = False
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """0 lets the system choose (for tests)."""
     called_ae_title: AETitle | None = None
@@ -120,7 +120,7 @@ class DimseTls(Section):
 class DimsePeer(Section):
     """A PACS that is asked by C-FIND and C-MOVE."""
 
-    host_ip: str
+    host_ip: Host
     port: Port
     ae_title: AETitle
     tls: DimseTls | None = None

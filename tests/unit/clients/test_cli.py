@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clients.cli import app, version
-from clients.commands.serve import gateway_program
+from clients.commands.serve import gateway_program, write_example
 from dicom_gateway.config import load_settings
 from ensemble_builder.version import BUILDER_VERSION
 
@@ -156,13 +157,26 @@ def test_init_writes_settings_that_the_gateway_reads_and_never_overwrites(tmp_pa
     assert config.read_text(encoding="utf-8") == "mine"
 
 
+def test_every_line_of_the_example_can_be_taken(tmp_path: Path) -> None:
+    """Who takes all the # away gets settings that the gateway reads."""
+    config = tmp_path / "gateway.yaml"
+    write_example(config)
+    a_setting = re.compile(r"^( *)# ((?:- )?(?:[a-z-]+:|\{)| +[a-z#-])", re.MULTILINE)
+    text, taken = a_setting.subn(r"\1\2", config.read_text(encoding="utf-8"))
+    assert taken > 100
+
+    config.write_text(text.replace("called: AI", "called: LUNG"), encoding="utf-8")
+
+    assert load_settings(config).jobs.workers == 1
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
         ("triton.example:8001", "tritome gateway"),
         ("[::1]:8001", "set it to 127.0.0.1:8001"),
-        ("127.0.0.1:0", "a port from 1 to 65535"),
-        ("127.0.0.1:80010", "a port from 1 to 65535"),
+        ("127.0.0.1:0", "write host and port, such as 127.0.0.1:8001"),
+        ("127.0.0.1:80010", "write host and port, such as 127.0.0.1:8001"),
     ],
 )
 def test_up_refuses_a_triton_that_it_could_not_start_there(

@@ -119,6 +119,96 @@ def test_a_mistake_is_named_with_its_place(
     assert complaint in line
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "complaint"),
+    [
+        ("        host-ip: 10.0.0.5", "        host-ip:", "dicom.scp.sources.0.host-ip"),
+        ("  folder: data", "  retention:", "store.retention"),
+        ("      - ae-title: MODALITY\n        host-ip: 10.0.0.5\n", "", "dicom.scp.sources"),
+        ("port: 11112", "port: null", "dicom.scp.port"),
+    ],
+)
+def test_a_key_without_a_value_is_refused(
+    tmp_path: Path, good: str, bad: str, complaint: str
+) -> None:
+    """It doesn't count as not written: whoever wrote `host-ip` meant to bind a sender to one."""
+    assert good in GOOD
+
+    (line,) = complaints(tmp_path, GOOD.replace(good, bad, 1))
+
+    assert line.endswith(
+        f": {complaint}: there is no value; write one, or take the key out as well"
+    )
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "what_to_write"),
+    [
+        ("ae-title: MODALITY", "ae-title: 1234", "a text; in quotes where it looks like a number"),
+        ("ae-title: MODALITY", "ae-title: ON", "a text; in quotes where it looks like a number"),
+        ("pipelines: [lung_ct]", "pipelines: lung_ct", "a list: [one, another]"),
+        ("port: 11112", "port: open", "a whole number"),
+        ("port: 11112", "port: 11112.5", "a whole number"),
+        ("  folder: data", "  retention: {ignored-after-days: 90 days}", "a number"),
+        ("  folder: data", "  retention: {ignored-after-days: .inf}", "a number that ends"),
+        ("  folder: data", "  retention: always", "its keys below it"),
+        ("unknown-sources: true", "unknown-sources: mostly", "true or false"),
+    ],
+)
+def test_what_a_value_should_be_is_said_in_words(
+    tmp_path: Path, good: str, bad: str, what_to_write: str
+) -> None:
+    """Not in Python's: who writes the file needn't know what a tuple is."""
+    assert good in GOOD
+
+    (line,) = complaints(tmp_path, GOOD.replace(good, bad, 1))
+
+    assert f": write {what_to_write}" in line
+
+
+@pytest.mark.parametrize(
+    "said", ["pacs..example", "10.0.0.7:104", "https://pacs.example", "'10.0.0.7 '", "''", "-pacs"]
+)
+def test_an_address_that_is_none_is_refused(tmp_path: Path, said: str) -> None:
+    """Nothing could ever be sent there, and nobody would know why."""
+    (line,) = complaints(tmp_path, GOOD.replace("host-ip: orthanc", f"host-ip: {said}"))
+
+    assert "destinations.0.host-ip: write an IP address or a host name and nothing else" in line
+
+
+@pytest.mark.parametrize(
+    "said", ["http://triton:8001", "triton", "triton:0", "triton:8001/v2", ":8001", "${TRITON}"]
+)
+def test_a_place_of_triton_that_is_none_is_refused(tmp_path: Path, said: str) -> None:
+    """A client takes any text, and waits for ever."""
+    (line,) = complaints(tmp_path, GOOD + f'triton: {{url: "{said}"}}\n')
+
+    assert "triton.url: write host and port, such as 127.0.0.1:8001" in line
+
+
+@pytest.mark.parametrize("said", ["127.0.0.1:8001", "triton_1.site:8001", "[::1]:8001"])
+def test_a_place_of_triton_is_taken_as_it_is(tmp_path: Path, said: str) -> None:
+    """Numbers of either kind, and names."""
+    assert read(tmp_path, GOOD + f'triton: {{url: "{said}"}}\n').triton.url == said
+
+
+@pytest.mark.parametrize(
+    "said", ["nonsense", "mysql://db/tritome", "sqlite://", "sqlite:///index.sqlite", "postgresql"]
+)
+def test_an_index_of_another_kind_is_refused(tmp_path: Path, said: str) -> None:
+    """A file beside the current folder too: who looks from elsewhere would see another one."""
+    (line,) = complaints(tmp_path, GOOD + f"  database-url: {said}\n")
+
+    assert "store.database-url: write postgresql+psycopg://user@host/database, or" in line
+
+
+def test_postgresql_goes_by_the_driver_that_comes_with_us(tmp_path: Path) -> None:
+    """Whatever SQLAlchemy of that version takes by itself; the password stays."""
+    settings = read(tmp_path, GOOD + "  database-url: postgresql://me:s%40y@db/tritome\n")
+
+    assert settings.database_url == "postgresql+psycopg://me:s%40y@db/tritome"
+
+
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     """Nobody wants to mend one line per start."""
     text = GOOD.replace("port: 11112", "port: 0x").replace("name: pacs", "name: 'The PACS'")
