@@ -19,10 +19,11 @@ import sqlalchemy as sa
 import sqlalchemy.ext.compiler
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from dicom_gateway.errors import DatabaseUnavailable
+from dicom_gateway.errors import ConfigurationError, DatabaseUnavailable
 
 metadata = sa.MetaData()
 
@@ -339,25 +340,48 @@ def open_database(url: str, connections: int = CONNECTIONS) -> sa.Engine:
 
     Raises:
         DatabaseUnavailable: the database can't be opened or migrated.
+        ConfigurationError: a newer tritome has made it, or its driver isn't installed.
     """
     parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    # A server may have gone and come back; a file hasn't.
-    asks_first = parsed.get_backend_name() != "sqlite"
-    # The one that was used last is used next: few are open, and few fill their page cache.
-    engine = sa.create_engine(
-        url, pool_pre_ping=asks_first, pool_size=connections, pool_use_lifo=True
-    )
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin)
+    is_file = parsed.get_backend_name() == "sqlite"
+    what = f"the index at {parsed.render_as_string(hide_password=True)}"
     try:
+        if is_file and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        # A server may have gone and come back; a file hasn't. The connection that was used last
+        # is used next: few are open, and few fill their page cache.
+        engine = sa.create_engine(
+            url, pool_pre_ping=not is_file, pool_size=connections, pool_use_lifo=True
+        )
+        if is_file:
+            sa.event.listen(engine, "connect", _prepare_sqlite)
+            sa.event.listen(engine, "begin", _begin)
         _migrate(engine)
+    except ModuleNotFoundError as error:
+        msg = f"{what} needs the package {error.name}: pip install 'tritome[postgres]'"
+        raise ConfigurationError(msg) from error
+    except CommandError as error:
+        msg = (
+            f"{what} was brought up to date by a newer tritome than this one: run that one, or put "
+            "back the copy of the index that was made before"
+        )
+        raise ConfigurationError(msg) from error
     except (DBAPIError, OSError) as error:
-        msg = f"the index at {parsed.render_as_string(hide_password=True)} can't be opened"
+        remedy = (
+            "make its file and folder readable and writable for this user; where it is damaged, "
+            "'tritome store rebuild' makes it anew from the kept files"
+            if is_file
+            else "start that PostgreSQL, or correct store.database-url"
+        )
+        msg = f"{what} can't be opened ({_why(error)}); {remedy}"
         raise DatabaseUnavailable(msg) from error
     return engine
+
+
+def _why(error: DBAPIError | OSError) -> str:
+    """The database's own words, without what it says below them: that may quote a row."""
+    said = error.orig if isinstance(error, DBAPIError) else error.strerror
+    return next(iter(str(said).splitlines()), "")
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

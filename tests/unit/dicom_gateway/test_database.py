@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,8 +29,9 @@ from dicom_gateway.database import (
     series,
     transaction,
 )
-from dicom_gateway.errors import DatabaseUnavailable
+from dicom_gateway.errors import ConfigurationError, DatabaseUnavailable
 from tests.support.databases import an_empty_index
+from tests.support.processes import free_port
 
 A_SERIES = {
     "series_instance_uid": "1.2.3",
@@ -302,5 +304,42 @@ def test_an_index_that_cannot_be_opened_is_named(tmp_path: Path, content: bytes 
     else:
         path.write_bytes(content)
 
-    with pytest.raises(DatabaseUnavailable, match=r"index\.sqlite can't be opened"):
+    with pytest.raises(DatabaseUnavailable, match=r"index\.sqlite can't be opened \(.+\); make"):
         open_database(f"sqlite:///{path}")
+
+
+def test_an_index_whose_folder_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """With the system's reason."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(DatabaseUnavailable, match=r"can't be opened \(Not a directory\)"):
+        open_database(f"sqlite:///{tmp_path}/file/below/index.sqlite")
+
+
+def test_a_postgresql_that_is_away_is_named_with_its_reason() -> None:
+    """In its own words, and without the password."""
+    with pytest.raises(DatabaseUnavailable) as error:
+        open_database(f"postgresql+psycopg://me:secret@127.0.0.1:{free_port()}/tritome")
+
+    assert "Connection refused); start that PostgreSQL" in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_an_index_of_a_newer_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    """Somebody went back to an older version: it is told, and the index stays as it is."""
+    url = f"sqlite:///{tmp_path}/index.sqlite"
+    engine = open_database(url)
+    with transaction(engine) as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999_later'")
+    engine.dispose()
+
+    with pytest.raises(ConfigurationError, match="by a newer tritome than this one"):
+        open_database(url)
+
+
+def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain gateway comes without that of PostgreSQL."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+
+    with pytest.raises(ConfigurationError, match=r"pip install 'tritome\[postgres\]'"):
+        open_database("postgresql+psycopg://db/tritome")
