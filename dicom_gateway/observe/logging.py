@@ -11,14 +11,35 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 _QUIET = ("pynetdicom", "pydicom", "highdicom", "alembic", "sqlalchemy")
 """Libraries whose records may carry parts of data sets, or only repeat ours."""
+
+
+class _StandardError:
+    """Standard error as it is now; what it doesn't take is lost, and nothing else with it.
+
+    A full disk under it, or a pipe that nobody reads any more, ends no thread.
+    """
+
+    def write(self, text: str) -> None:
+        """Writes, if it can."""
+        with suppress(OSError, ValueError):  # a ValueError where it is closed
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Flushes, if it can."""
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
+_STANDARD_ERROR = cast(TextIO, _StandardError())
 
 
 def set_up_logging(style: Literal["json", "console"] = "json", level: int = logging.INFO) -> None:
@@ -49,7 +70,7 @@ def _configure(style: Literal["json", "console"], level: int) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_names: structlog.PrintLogger(sys.stderr),
+        logger_factory=lambda *_names: structlog.PrintLogger(_STANDARD_ERROR),
         cache_logger_on_first_use=False,
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
+from pathlib import Path
 
 import pydicom
 import pynetdicom
@@ -58,6 +60,23 @@ def test_a_traceback_has_places_but_no_messages_and_no_values(
     assert "KeyError" in told
     assert "test_a_traceback_has_places" in told
     assert "CANARY" not in told
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The disk under standard error is full; once there is another one, it is written again."""
+    set_up_logging("json")
+    with monkeypatch.context() as full, Path("/dev/full").open("w", encoding="utf-8") as disk:
+        full.setattr("sys.stderr", disk)
+        get_logger().info("lost")
+        with suppress(OSError):
+            disk.close()
+        get_logger().info("lost as well")
+
+    get_logger().info("told")
+
+    assert _logged(capsys)["event"] == "told"
 
 
 @pytest.mark.parametrize("name", ["pynetdicom", "pynetdicom.acse", "pydicom", "highdicom"])
