@@ -125,7 +125,9 @@ class AuditSpool:
         path = self._folder / f"audit-{number:08d}.xmll"
         with _private(path, os.O_APPEND) as file:
             if size_bytes and os.pread(file, 1, size_bytes - 1) != b"\n":
-                line = b"\n" + line  # a power cut had left half a line
+                # A power cut had left half a line, of a message that nobody was promised.
+                size_bytes = path.read_bytes().rfind(b"\n") + 1
+                os.ftruncate(file, size_bytes)
             written = os.write(file, line)
             if written != len(line):
                 os.ftruncate(file, size_bytes)
