@@ -38,10 +38,10 @@ def keep(
         EncodingFailed: as `check` raised it; the object lies in `held`, or nowhere.
         Retryable: (result_not_written) the disk doesn't take it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A name for each attempt: one whose lease was lost may still be writing the same object.
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:
             write(file)
             file.flush()

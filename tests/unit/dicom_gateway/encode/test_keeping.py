@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
+import pytest
+
 from dicom_gateway.encode.keeping import keep
+from dicom_gateway.errors import Retryable
 from dicom_gateway.store.files import unfinished
 
 
@@ -28,3 +31,11 @@ def test_two_attempts_in_one_process_write_files_of_their_own(tmp_path: Path) ->
     assert len(set(found)) == 2
     assert path.read_bytes() == b"first attempt"
     assert unfinished(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_tried_again(tmp_path: Path) -> None:
+    """As where the disk is full: the job waits for room, it doesn't fail."""
+    (tmp_path / "results").touch()
+
+    with pytest.raises(Retryable, match="the result can't be written"):
+        keep(tmp_path / "results" / "1.2.3.dcm", lambda _: None, lambda _: None)
