@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,26 @@ def test_every_container_says_whether_it_is_well(services: dict[str, Any], docke
         if "healthcheck" not in service:
             dockerfile = docker.parent / service["build"]["dockerfile"]
             assert "\nHEALTHCHECK " in dockerfile.read_text(encoding="utf-8"), name
+
+
+def test_the_gateway_is_well_where_its_door_is_open(docker: Path, tmp_path: Path) -> None:
+    """On whichever port gateway.yaml has: the running gateway says where, in a file."""
+    text = (docker / "gateway.Dockerfile").read_text(encoding="utf-8")
+    [asked] = re.findall(r"^ +CMD (\[.+\])$", text, re.MULTILINE)
+    [started] = re.findall(r"^ENTRYPOINT (\[.+\])$", text, re.MULTILINE)
+    ready = tmp_path / "ready.json"
+    place = json.loads(started)[json.loads(started).index("--ready-file") + 1]
+    code = json.loads(asked)[-1].replace(place, str(ready))
+
+    def is_well() -> bool:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+    assert not is_well()
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        ready.write_text(json.dumps({"port": door.getsockname()[1]}), encoding="ascii")
+        assert is_well()
+    assert not is_well()
 
 
 def test_mounted_files_are_there(services: dict[str, Any], docker: Path) -> None:
