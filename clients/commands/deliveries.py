@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import sqlalchemy as sa
-from rich.table import Table
 from rich.text import Text
 
 from clients.commands.jobs import open_index
-from clients.console import out
+from clients.console import out, plain_table
 from dicom_gateway.config import load_settings
 from dicom_gateway.database import deliveries, now_s, reading
 from dicom_gateway.records import DeliveryState
@@ -46,7 +45,7 @@ def run(config: Path, limit: int) -> None:
     finally:
         engine.dispose()
     names = [one.name for one in settings.dicom.scu.destinations]
-    table = Table("destination", "waits", "to be proven", "delivered", "failed", box=None)
+    table = plain_table("destination", "waits", "to be proven", "delivered", "failed")
     for name in [*names, *sorted({row.destination for row in counts} - set(names))]:
         found = {row.state: row[2] for row in counts if row.destination == name}
         table.add_row(
@@ -57,7 +56,7 @@ def run(config: Path, limit: int) -> None:
     if not waiting:
         out.print("Nothing waits: every result has arrived.")
         return
-    lines = Table("job", "to", "is", "tries", "next", "why", box=None)
+    lines = plain_table("job", "to", "is", "tries", "next", "why")
     for row in waiting:
         words, colour = _WORDS[row.state]
         due = "" if row.state not in _OPEN else f"in {max(0.0, row.due_in_s):.0f} s"
@@ -67,6 +66,6 @@ def run(config: Path, limit: int) -> None:
             Text(words, style=colour),
             str(row.attempts),
             due,
-            Text(row.last_error or ""),
+            row.last_error or "",
         )
     out.print(lines)

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy.engine import make_url
 
-from clients.console import out
+from clients.console import out, plain_table
 from clients.errors import ClientError
 from dicom_gateway.config import GatewaySettings, load_settings
 from dicom_gateway.database import now_s, open_database, transaction
@@ -332,11 +332,3 @@ def _reason(job: Job) -> str:
     if not job.failure_code:
         return ""
     return f"{job.failure_code}: {job.failure_reason or ''}"
-
-
-def plain_table(*columns: str) -> Table:
-    """A table without lines; long cells are folded."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

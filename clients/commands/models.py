@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.text import Text
 
-from clients.console import out
+from clients.console import out, plain_table
 from clients.errors import ClientError
 
 if TYPE_CHECKING:
@@ -30,15 +30,13 @@ def list_models(repository: Path, url: str) -> None:
     if not folders:
         msg = f"{repository} holds no model; `tritome build` writes some"
         raise ClientError(msg)
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("Model", "Kind", "Versions", "Served next", "In Triton"):
-        table.add_column(column)
+    table = plain_table("Model", "Kind", "Versions", "Served next", "In Triton")
     for model in folders:
         versions = versions_of(model)
         newest = model / str(versions[-1]) if versions else model
         kind = "pipeline" if (newest / "contract.json").is_file() else "step"
         table.add_row(
-            f"[bold]{model.name}[/]" if kind == "pipeline" else model.name,
+            Text(model.name, "bold" if kind == "pipeline" else ""),
             kind,
             ", ".join(map(str, versions)),
             str(served_version(model)) if versions else "none",

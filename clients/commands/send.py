@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
-from clients.console import out, warn
+from clients.console import out, plain_table, warn
 from clients.errors import ClientError, NotAccepted
 from clients.found import Found
 from clients.send import Outcome, Peer, Report, Search, find_instances, send
@@ -33,12 +32,11 @@ def run(paths: Sequence[Path], peer: Peer, *, timeout_s: float) -> None:
     skipped = f", {len(search.skipped)} other file(s) skipped" if search.skipped else ""
     out.print(
         f"{report.accepted} of {len(report.outcomes)} instances accepted by "
-        f"{peer.called_ae_title} at {peer.host}:{peer.port}{skipped}."
+        f"{peer.called_ae_title} at {peer.host}:{peer.port}{skipped}.",
+        markup=False,
     )
     if report.troubles():
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("Instances", justify="right")
-        table.add_column("What the peer said")
+        table = plain_table("Instances", "What the peer said")
         for reason, count in report.troubles():
             table.add_row(str(count), reason)
         out.print(table)
@@ -73,9 +71,12 @@ def watch(
 
     def send_some(search: Search) -> list[Found]:
         report = send_showing(search, peer, timeout_s=timeout_s)
-        out.print(f"{report.accepted} of {len(report.outcomes)} instances accepted by {name}.")
+        out.print(
+            f"{report.accepted} of {len(report.outcomes)} instances accepted by {name}.",
+            markup=False,
+        )
         for reason, count in report.troubles():
-            out.print(f"  {count}: {reason}")
+            out.print(f"  {count}: {reason}", markup=False)
         return [one.found for one in report.outcomes if is_final(one.status)]
 
     told: list[str] = []
@@ -86,7 +87,7 @@ def watch(
             warn(f"{trouble} It will be tried again.")
 
     looked = Watch(folders, remembered, send_some)
-    out.print(f"Watching {', '.join(map(str, folders))} for {name}. Ctrl-C ends it.")
+    out.print(f"Watching {', '.join(map(str, folders))} for {name}. Ctrl-C ends it.", markup=False)
     looked.run(stop or threading.Event(), on_trouble=tell)
 
 

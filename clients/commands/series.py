@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from clients.commands.jobs import COLOURS, Index, plain_table, span, with_index
-from clients.console import out
+from clients.commands.jobs import COLOURS, Index, span, with_index
+from clients.console import out, plain_table
 from clients.errors import ClientError
 from dicom_gateway.records import Ruling
 from dicom_gateway.store import OpenSeries

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from sqlalchemy.engine import make_url
 
 from clients.commands.jobs import span
-from clients.console import out, warn
+from clients.console import out, plain_table, warn
 from clients.errors import ClientError
 from dicom_gateway.config import GatewaySettings, load_settings
 from dicom_gateway.database import open_database
@@ -127,9 +126,7 @@ def run_purge(config: Path, *, dry_run: bool) -> None:
         if not due:
             out.print("Nothing is due.")
             return
-        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-        for column in ("Why", "Series", "To", "Instances", "Size", "Quiet for"):
-            table.add_column(column, overflow="fold")
+        table = plain_table("Why", "Series", "To", "Instances", "Size", "Quiet for")
         for one in due:
             table.add_row(
                 one.why,

@@ -52,12 +52,12 @@ class AGateway:
         assert job is not None
         return job.job_id
 
-    def a_failed_job(self) -> str:
+    def a_failed_job(self, reason: str = "slice 2 of 3 is missing") -> str:
         """A job that a person must look at."""
         job_id = self.a_job()
         job = self.queue.claim("test")
         assert job is not None
-        self.queue.fail(job, UnusableSeries("slice 2 of 3 is missing", code="missing_slices"))
+        self.queue.fail(job, UnusableSeries(reason, code="missing_slices"))
         return job_id
 
     def an_ignored_series(self) -> str:
@@ -102,6 +102,18 @@ def line_with(text: str, word: str) -> str:
     """The one line that holds `word`."""
     (line,) = [line for line in text.splitlines() if word in line]
     return line
+
+
+def test_what_others_say_is_no_markup(
+    gateway: AGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Brackets in a peer's or Triton's words hide nothing, and break nothing."""
+    job_id = gateway.a_failed_job("it says [/etc] and [red]no[/]")
+
+    jobs.list_jobs(gateway.config, [], 50)
+    jobs.show(gateway.config, job_id)
+
+    assert printed(capsys).count("it says [/etc] and [red]no[/]") >= 2
 
 
 def test_the_list_shows_state_and_reason(
