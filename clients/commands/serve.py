@@ -181,6 +181,8 @@ def _require_able(
     doors = [(scp.host, scp.port, "dicom.scp.port in gateway.yaml")] if scp.plain else []
     if scp.tls is not None:
         doors.append((scp.host, scp.tls.port, "dicom.scp.tls.port in gateway.yaml"))
+    if settings.web.enabled:
+        doors.append((settings.web.host, settings.web.port, "web.port in gateway.yaml"))
     for host, port, where in (
         *doors,
         (_LOOPBACK, grpc_port_of(settings), "triton.url in gateway.yaml"),

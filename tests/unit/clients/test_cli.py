@@ -221,7 +221,8 @@ def test_up_says_at_once_that_a_pipeline_is_not_there(tmp_path: Path) -> None:
     assert "did you mean 'lung_ct'?" in answer.stderr
 
 
-def test_up_says_at_once_that_a_port_is_in_use(tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["dicom.scp.port", "web.port"])
+def test_up_says_at_once_that_a_port_is_in_use(tmp_path: Path, which: str) -> None:
     """By its number, and by where another one is written."""
     config = tmp_path / "gateway.yaml"
     tritome("init", "--config", str(config))
@@ -229,12 +230,16 @@ def test_up_says_at_once_that_a_port_is_in_use(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        text = config.read_text(encoding="utf-8").replace("port: 11112", f"port: {port}")
+        text = config.read_text(encoding="utf-8")
+        if which == "dicom.scp.port":
+            text = text.replace("port: 11112", f"port: {port}")
+        else:
+            text += f"web: {{enabled: true, port: {port}}}\n"
         config.write_text(text, encoding="utf-8")
         answer = tritome("up", "--config", str(config), "--model-repository", str(models(tmp_path)))
     assert answer.returncode == 1
     assert f"127.0.0.1 port {port} can't be had (Address already in use)" in answer.stderr
-    assert "dicom.scp.port in gateway.yaml" in answer.stderr
+    assert f"{which} in gateway.yaml" in answer.stderr
 
 
 def test_settings_that_are_not_there_point_to_init(tmp_path: Path) -> None:
