@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -42,7 +42,7 @@ from dicom_gateway.processing import Processing
 from dicom_gateway.receive.scp import Receiver
 from dicom_gateway.receiving import commitments_of, receiving_child, reports_of, spool_of
 from dicom_gateway.records import Arrival, Instance
-from dicom_gateway.store import InstanceStore, Retention, SeriesIndex
+from dicom_gateway.store import InstanceStore, Retention, SeriesIndex, require_its_folder
 from dicom_gateway.webside import WebSide
 
 GRACE_S = 10.0
@@ -64,6 +64,8 @@ class Gateway:
         self._stops: list[Callable[[], None]] = []
         self._receiver: Receiver | None = None
         self._web: WebSide | None = None
+        self._arena: Arena | None = None
+        self._triton: TritonClient | None = None
         self._stopping = threading.Event()
         self._audit: Audit | None = None
 
@@ -82,8 +84,8 @@ class Gateway:
         """Takes up what an earlier life left, then opens the door.
 
         Raises:
-            ConfigurationError: a folder, port or shared memory can't be had, or another
-                gateway runs on the same folder.
+            ConfigurationError: a folder, port or shared memory can't be had, another gateway
+                runs on the same folder, or the index is another folder's.
             DatabaseUnavailable: the index can't be opened.
         """
         try:
@@ -98,6 +100,7 @@ class Gateway:
         self._open.enter_context(_only_gateway(folder))
         engine = open_database(settings.database_url, _connections(settings))
         self._open.callback(engine.dispose)
+        require_its_folder(engine, folder)
         store = InstanceStore(
             folder, engine, settings.store.min_free_bytes, settings.store.resume_free_bytes
         )
@@ -126,11 +129,11 @@ class Gateway:
             deliveries_without_destination=caretaker.tidy(),
         )
 
-        arena = self._open.enter_context(Arena(settings.triton.arena_bytes))
+        arena = self._arena = self._open.enter_context(Arena(settings.triton.arena_bytes))
         decoders = self._open.enter_context(DecoderPool(settings.jobs.decoders))
         turns = Turns()
         self._open.callback(turns.close)
-        triton = TritonClient(settings.triton, folder / "contracts", turns)
+        triton = self._triton = TritonClient(settings.triton, folder / "contracts", turns)
         self._open.callback(triton.close)  # first of all: Triton lets go, then the arena goes
         triton.use_arena(arena)
         read = HeaderCache()
@@ -193,7 +196,7 @@ class Gateway:
             engine,
             keep=keep,
             association_ended=association_ended,
-            health=lambda: dict.fromkeys(self.dead_threads(), "has died"),
+            health=lambda: dict.fromkeys(self.dead_parts(), "has died"),
             heard=audit.heard,
         )
         if settings.pacs:
@@ -252,8 +255,13 @@ class Gateway:
             self._audit.stopped()
         self._open.close()
 
-    def dead_threads(self) -> list[str]:
-        """Names of threads that ended although nobody asked them to."""
+    def dead_parts(self) -> list[str]:
+        """Names of threads that ended although nobody asked them to, and of shared memory lost.
+
+        It is lost where somebody removed the file (systemd does when its user logs out, unless
+        RemoveIPC=no), or where Triton has another /dev/shm than before, as its container has
+        after a restart. A new start of the gateway makes it anew.
+        """
         if self._stopping.is_set():
             return []
         dead = [thread.name for thread in self._threads if not thread.is_alive()]
@@ -261,6 +269,10 @@ class Gateway:
             dead.append("receive")
         if self._web is not None and self._web.is_dead:
             dead.append("web")
+        if self._arena is not None and not self._arena.path.exists():
+            dead.append("the shared memory (its file was removed)")
+        if self._triton is not None and self._triton.has_lost_an_arena:
+            dead.append("the shared memory (Triton has another /dev/shm now)")
         return dead
 
     def _start_workers(
@@ -322,25 +334,19 @@ def run(settings: GatewaySettings, ready_file: Path | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         # Only a note: a handler that logs or sets an event may meet its own lock.
         signal.signal(number, lambda received, _frame: asked.append(received))
+    os.umask(0o077)  # the index, results and notes are about patients
     gateway = Gateway(settings)
     gateway.start()
     try:
-        titles = ", ".join(title.ae_title for title in settings.dicom.scp.ae_titles)
-        print(
-            f"DICOM: {settings.dicom.scp.host} port {gateway.port}, AE titles {titles}", flush=True
-        )
-        if gateway.web_port is not None:
-            scheme = "http" if settings.web.tls is None else "https"
-            print(
-                f"DICOMweb: {scheme}://{settings.web.host}:{gateway.web_port}/dicom-web", flush=True
-            )
+        with suppress(OSError):  # whoever would have read it is gone
+            _say_where(settings, gateway)
         if ready_file is not None:
             _write_ready(ready_file, gateway.port, gateway.web_port)
         while not asked:
             time.sleep(0.2)
-            dead = gateway.dead_threads()
+            dead = gateway.dead_parts()
             if dead:
-                log.critical("gateway_ends", reason=f"{', '.join(dead)} died; see above")
+                log.critical("gateway_ends", reason=f"{', '.join(dead)}: dead or lost; see above")
                 return 1
         log.info("stopping", signal=signal.Signals(asked[0]).name)
     finally:
@@ -348,6 +354,14 @@ def run(settings: GatewaySettings, ready_file: Path | None = None) -> int:
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)
     return 0
+
+
+def _say_where(settings: GatewaySettings, gateway: Gateway) -> None:
+    titles = ", ".join(title.ae_title for title in settings.dicom.scp.ae_titles)
+    print(f"DICOM: {settings.dicom.scp.host} port {gateway.port}, AE titles {titles}", flush=True)
+    if gateway.web_port is not None:
+        scheme = "http" if settings.web.tls is None else "https"
+        print(f"DICOMweb: {scheme}://{settings.web.host}:{gateway.web_port}/dicom-web", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -397,7 +411,7 @@ def _write_ready(path: Path, port: int, web_port: int | None) -> None:
 def _only_gateway(folder: Path) -> IO[str]:
     """Locks the folder for this process; the kernel drops the lock when the process dies."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "gateway.lock").open("a", encoding="ascii")
     except OSError as error:
         msg = f"store.folder {folder} can't be used: {error.strerror}"

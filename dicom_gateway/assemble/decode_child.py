@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_gateway.assemble.pixels import PixelReader, PixelTask
-from dicom_gateway.errors import BrokenPixelData, UnusableSeries
+from dicom_gateway.errors import BrokenPixelData, Retryable, UnusableSeries
 
 
 def main(descriptor: int, headroom_bytes: int, alarm_s: float) -> None:
@@ -47,6 +47,8 @@ def _answer(reader: PixelReader, line: bytes) -> dict[str, str]:
         return {"kind": "unusable", "code": error.code, "message": str(error)}
     except BrokenPixelData as error:
         return {"kind": "broken", "code": error.code, "message": str(error)}
+    except Retryable as error:
+        return {"kind": "retryable", "code": error.code, "message": str(error)}
     except MemoryError:
         message = "decoding it takes more memory than a decoder may have"
         return {"kind": "broken", "code": BrokenPixelData.code, "message": message}
@@ -61,7 +63,11 @@ def _decode(reader: PixelReader, arena: str, offset_bytes: int, task: dict[str, 
     """Maps only the piece of the arena that this frame goes to, and fills it."""
     work = PixelTask(**task)  # type: ignore[arg-type]
     start = offset_bytes - offset_bytes % mmap.ALLOCATIONGRANULARITY
-    fd = os.open(arena, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fd = os.open(arena, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:  # no fault of the image
+        msg = f"the shared memory for volumes can't be opened ({error.strerror})"
+        raise Retryable(msg, code="decoder_unavailable") from error
     try:
         piece = mmap.mmap(fd, offset_bytes - start + work.size_bytes, offset=start)
     finally:

@@ -236,4 +236,6 @@ class _Child:
 def _error(answer: dict[str, str]) -> GatewayError:
     if answer["kind"] == "unusable":
         return UnusableSeries(answer["message"], code=answer["code"])
+    if answer["kind"] == "retryable":
+        return Retryable(answer["message"], code=answer["code"])
     return BrokenPixelData(answer["message"], code=answer["code"])

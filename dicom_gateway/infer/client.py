@@ -155,6 +155,11 @@ class TritonClient:
         """Makes an arena known; it is registered before the first request needs it."""
         self._regions[arena.name] = Region(arena, self._triton)
 
+    @property
+    def has_lost_an_arena(self) -> bool:
+        """Whether Triton had an arena and doesn't find it any more; only a new one helps."""
+        return any(region.is_lost for region in self._regions.values())
+
     def quarantined_bytes(self, arena: Arena) -> int:
         """Bytes of `arena` that Triton may still touch although their request has ended."""
         return self._regions[arena.name].quarantined_bytes

@@ -29,6 +29,8 @@ from dicom_gateway.records import ArenaSpan
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
+_NOT_THERE = "Unable to open shared memory region"
+
 RPC_TIMEOUT_S = 5.0
 """For the small questions; an inference has its own limit."""
 
@@ -70,6 +72,9 @@ class Region:
         self._triton = triton
         self._mutex = threading.Lock()
         self._quarantine: list[ArenaSpan] = []
+        self._was_registered = False
+        self.is_lost = False
+        """Triton had it, and doesn't find it any more: another /dev/shm, or somebody removed it."""
         self._log = get_logger(region=arena.name)
 
     @property
@@ -106,13 +111,7 @@ class Region:
                 # Not known, so nobody uses it: an earlier server life ended with its
                 # requests, or `_let_go` has just proved it.
                 self._give_back_quarantine()
-                self._triton.register_system_shared_memory(
-                    self.arena.name,
-                    self.arena.key,
-                    self.arena.size_bytes,
-                    client_timeout=RPC_TIMEOUT_S,
-                )
-                self._log.info("arena_registered", size_bytes=self.arena.size_bytes)
+                self._register()
             except InferenceServerException as error:
                 raise TritonUnavailable(
                     f"{as_gateway_error(error)}. Triton and the gateway must share /dev/shm, and "
@@ -120,6 +119,20 @@ class Region:
                     if "shared memory" in str(error)
                     else str(as_gateway_error(error))
                 ) from error
+
+    def _register(self) -> None:
+        try:
+            self._triton.register_system_shared_memory(
+                self.arena.name,
+                self.arena.key,
+                self.arena.size_bytes,
+                client_timeout=RPC_TIMEOUT_S,
+            )
+        except InferenceServerException as error:
+            self.is_lost = self._was_registered and _NOT_THERE in str(error)
+            raise
+        self._was_registered = True
+        self._log.info("arena_registered", size_bytes=self.arena.size_bytes)
 
     def unregister(self) -> None:
         """Takes the arena back from Triton, at the end of this gateway; best effort."""

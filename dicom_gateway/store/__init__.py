@@ -1,5 +1,6 @@
 """Room 2: instances on the disk and in the index, before anybody is told so."""
 
+from dicom_gateway.store.check import require_its_folder
 from dicom_gateway.store.docket import Docket
 from dicom_gateway.store.instances import InstanceStore
 from dicom_gateway.store.retention import Retention
@@ -12,4 +13,5 @@ __all__ = [
     "OpenSeries",
     "Retention",
     "SeriesIndex",
+    "require_its_folder",
 ]

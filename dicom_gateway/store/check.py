@@ -15,11 +15,35 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from dicom_gateway.database import arrivals, instances, reading, results
-from dicom_gateway.store.examine import RESULTS, Examined, examine_all, instance_files
+from dicom_gateway.errors import ConfigurationError
+from dicom_gateway.store.examine import INSTANCES, RESULTS, Examined, examine_all, instance_files
 from dicom_gateway.store.files import unfinished
 
 JUST_NOW_S = 120.0
 """Younger files may be on their way: their row is written after them."""
+
+
+def require_its_folder(engine: sa.Engine, folder: Path) -> None:
+    """Looks whether the index is this folder's: where it knows instances, they have their place.
+
+    A disk that isn't mounted looks like a new folder, and a second gateway on the same database
+    would work on what it doesn't have.
+
+    Raises:
+        ConfigurationError: the folder never had any.
+        DatabaseUnavailable: the index does not answer.
+    """
+    place = folder / INSTANCES
+    if place.is_dir():
+        return
+    with reading(engine) as connection:
+        if connection.execute(sa.select(instances.c.id).limit(1)).first():
+            msg = (
+                f"the index knows instances, and there is no {place}: is the disk of store.folder "
+                "mounted, and is store.database-url this gateway's? Where they are lost for good, "
+                "make that folder, and their jobs will say so"
+            )
+            raise ConfigurationError(msg)
 
 
 @dataclass

@@ -195,6 +195,43 @@ def test_two_gateways_never_share_a_folder(triton: SmallTriton, tmp_path: Path):
         assert "Traceback" not in second.stderr
 
 
+def test_a_store_whose_disk_is_not_mounted_is_not_begun_anew(triton: SmallTriton, tmp_path: Path):
+    """The index, on a database elsewhere say, knows instances: jobs would fail for want of them."""
+    with a_gateway(tmp_path / "gateway", triton=triton.url) as gateway:
+        gateway.send(a_study(tmp_path / "study"))
+        gateway.stop()
+        (gateway.folder / "data" / "instances").rename(tmp_path / "unmounted")
+
+        again = _run_beside(gateway, "from dicom_gateway.app import main")
+
+        assert again.returncode == 2
+        assert "is the disk of store.folder mounted" in again.stderr
+
+
+def test_a_gateway_whose_shared_memory_is_removed_ends(triton: SmallTriton, tmp_path: Path):
+    """As systemd does when its user logs out: a new start makes it anew, no study fails of it."""
+    with a_gateway(tmp_path / "gateway", triton=triton.url, jobs={"ahead-bytes": 0}) as gateway:
+        assert gateway.process is not None
+        maps = Path(f"/proc/{gateway.process.pid}/maps").read_text(encoding="utf-8").splitlines()
+        (arena,) = {Path(line.split()[-1]) for line in maps if "/tritome_arena_" in line}
+
+        arena.unlink()
+
+        assert gateway.process.wait(60) == 1
+        assert "its file was removed" in gateway.log()
+
+
+def test_nobody_else_can_read_what_is_kept(triton: SmallTriton, tmp_path: Path):
+    """Index, instances, results: all of it is about patients."""
+    with a_gateway(tmp_path / "gateway", triton=triton.url) as gateway:
+        gateway.send(a_study(tmp_path / "study"))
+        gateway.wait_for_jobs(1)
+        kept = [gateway.folder / "data", *(gateway.folder / "data").rglob("*")]
+
+        assert {path.parent.name for path in kept} >= {"data", "results", "audit"}
+        assert [path for path in kept if path.stat().st_mode & 0o077] == []
+
+
 def test_a_gateway_whose_thread_dies_ends(triton: SmallTriton, tmp_path: Path):
     """Never half alive: a supervisor starts it anew."""
     with a_gateway(tmp_path / "gateway", triton=triton.url) as gateway:

@@ -116,6 +116,14 @@ def test_a_child_that_died_idle_is_not_noticed(tmp_path: Path, arena: Arena) -> 
         assert_decodes(pool, arena, tmp_path)
 
 
+def test_a_shared_memory_that_is_gone_is_no_fault_of_the_data(tmp_path: Path, arena: Arena) -> None:
+    """Somebody has removed the file: the series must not be sent again for that."""
+    with DecoderPool(1) as pool:
+        arena.path.unlink()
+        with pytest.raises(Retryable, match="can't be opened"):
+            pool.decode(arena.path, [(0, tasks_of(tmp_path)[0])])
+
+
 def test_a_memory_bomb_meets_its_limit(tmp_path: Path, arena: Arena) -> None:
     """A frame that takes more address space than a child may have is broken data."""
     noise = np.zeros((1, 4096, 4096), np.int16)

@@ -315,6 +315,29 @@ def test_a_triton_that_does_not_share_our_memory_is_told_from_a_dead_one(
             client.infer(volume, contract, elsewhere, "a" * 32)
 
         assert elsewhere.free_bytes == elsewhere.size_bytes
+        assert not client.has_lost_an_arena  # a new start of the gateway would change nothing
+    client.close()
+
+
+def test_an_arena_that_triton_does_not_find_any_more_is_lost(
+    mortal_triton: SmallTriton, arena: Arena, tmp_path: Path
+):
+    """Its container was started anew and has another /dev/shm: only a new arena helps."""
+    client = a_client(mortal_triton, tmp_path)
+    client.use_arena(arena)
+    contract = client.contract("threshold")
+    volume, _ = a_volume(arena)
+    client.infer(volume, contract, arena, "a" * 32)
+    assert not client.has_lost_an_arena
+
+    arena.path.unlink()  # as the new server sees it
+    mortal_triton.kill()
+    mortal_triton.start()
+    volume, _ = a_volume(arena)
+    with pytest.raises(TritonUnavailable, match="must share /dev/shm"):
+        client.infer(volume, contract, arena, "b" * 32)
+
+    assert client.has_lost_an_arena
     client.close()
 
 
