@@ -44,6 +44,11 @@ class Ports:
     host: str = "127.0.0.1"
     """Loopback, unless Triton has a container to itself."""
 
+    @property
+    def reached_at(self) -> str:
+        """The address by which this machine reaches it: the same, unless that means all."""
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
+
     @staticmethod
     def choose(http: int = 0, grpc: int = 0, metrics: int = 0, host: str = "127.0.0.1") -> Ports:
         """Fills in free ports for those given as 0."""

@@ -109,17 +109,17 @@ class TritonServer:
     @property
     def grpc_url(self) -> str:
         """host:port of the gRPC service."""
-        return f"127.0.0.1:{self._ports.grpc}"
+        return f"{self._ports.reached_at}:{self._ports.grpc}"
 
     @property
     def http_url(self) -> str:
         """host:port of the HTTP service."""
-        return f"127.0.0.1:{self._ports.http}"
+        return f"{self._ports.reached_at}:{self._ports.http}"
 
     @property
     def metrics_url(self) -> str:
         """host:port of the metrics page."""
-        return f"127.0.0.1:{self._ports.metrics}"
+        return f"{self._ports.reached_at}:{self._ports.metrics}"
 
     @property
     def origin(self) -> str:

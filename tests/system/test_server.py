@@ -129,6 +129,12 @@ def test_a_port_in_use_is_named_at_start(server: TritonServer, repository: Path)
     second.stop()
 
 
+def test_a_server_on_another_address_is_looked_for_there(repository: Path) -> None:
+    """Such as a container's own: the watch asks where it listens."""
+    with TritonServer(repository, host="127.0.0.2") as server:
+        assert server.grpc_url.startswith("127.0.0.2:")
+
+
 def test_a_proxy_of_the_site_is_not_asked_for_loopback(
     server: TritonServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
