@@ -40,6 +40,7 @@ from dicom_gateway.observe.audit_spool import AuditSpool, SpoolUnwritable
 from dicom_gateway.observe.audit_syslog import AuditShipper
 from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.records import Delivery
+from dicom_gateway.walk import has_too_many_items
 
 _STUDY = re.compile(r"/studies/([0-9.]{1,64})(?:/|$)")
 _SEARCHED = frozenset(("studies", "series", "instances"))
@@ -361,6 +362,8 @@ def _refused(calling_ae_title: str, called_ae_title: str, host_ip: str, note: st
 def _whose(path: Path) -> tuple[str, str]:
     """Study Instance UID and Patient ID of a DICOM file; empty where it can't be read."""
     try:
+        if has_too_many_items(path):
+            return "", ""
         read = dcmread(
             path, stop_before_pixels=True, specific_tags=["StudyInstanceUID", "PatientID"]
         )

@@ -13,7 +13,8 @@ import mmap
 import struct
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 Encoded: TypeAlias = bytes | bytearray | mmap.mmap
 
@@ -32,7 +33,12 @@ _VALUE_LIMIT_BYTES = 64 * 1024
 _ELEMENTS_LIMIT = 1_000_000
 """In all, in sequences of undefined length too: an enhanced object of ten thousand frames has
 half as many; each takes a microsecond."""
+ITEMS_LIMIT = 500_000
+"""Ten thousand frames of an enhanced object have some 140,000 between them; pydicom makes an
+object of a kilobyte of each, whether anybody asks for it or not."""
 _ITEM = 0xFFFEE000
+_ITEM_LITTLE_ENDIAN, _ITEM_BIG_ENDIAN = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"
+_CHUNK_BYTES = 4 << 20
 _ITEM_END = 0xFFFEE00D
 _SEQUENCE_END = 0xFFFEE0DD
 
@@ -71,6 +77,30 @@ class Walked:
     ended_at: int
     too_long: frozenset[int] = frozenset()
     too_many: bool = False
+
+
+def has_too_many_items(path: Path) -> bool:
+    """Whether pydicom had better not read a file: a peer has filled it with sequence items.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        return count_items(file, path.stat().st_size) > ITEMS_LIMIT
+
+
+def count_items(file: BinaryIO, limit_bytes: int) -> int:
+    """How often the beginning of an item (FFFE,E000) stands in the next bytes of a file.
+
+    Wherever that is: what is oddly encoded can't hide one. In pixels it stands by chance in
+    one file of some gigabytes.
+    """
+    count, left_bytes, end = 0, limit_bytes, b""
+    while left_bytes > 0 and (chunk := file.read(min(_CHUNK_BYTES, left_bytes))):
+        found = end + chunk
+        count += found.count(_ITEM_LITTLE_ENDIAN) + found.count(_ITEM_BIG_ENDIAN)
+        end, left_bytes = chunk[-3:], left_bytes - len(chunk)
+    return count
 
 
 class _Odd(Exception):

@@ -33,7 +33,14 @@ from dicom_gateway.assemble.elements import (
 )
 from dicom_gateway.assemble.traits import Traits
 from dicom_gateway.errors import UnusableSeries
-from dicom_gateway.walk import EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN, Raw, walk
+from dicom_gateway.walk import (
+    EXPLICIT_BIG_ENDIAN,
+    IMPLICIT_LITTLE_ENDIAN,
+    ITEMS_LIMIT,
+    Raw,
+    has_too_many_items,
+    walk,
+)
 
 # pydicom's validation answers with warnings that quote the value, and a value may be a
 # patient's name. We check what we use ourselves.
@@ -81,6 +88,12 @@ _UID = re.compile(r"[0-9.]+")
 _BINARY_VRS = frozenset((b"US", b"SS", b"UL", b"SL", b"FD", b"FL"))
 _FLOATING = {0x7FE00008: 32, 0x7FE00009: 64}
 """Float Pixel Data and Double Float Pixel Data, and the bits of their pixels."""
+
+_LIKE_NO_IMAGE = (
+    "an instance of this series has elements as no image has them (a short value of more than "
+    f"64 KiB, more than a million elements, or more than {ITEMS_LIMIT} sequence items); look at "
+    "it with a DICOM viewer"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +198,7 @@ def _walked(path: Path) -> Header | None:
         found = walk(encoded, _WANTED, transfer_syntax_uid=syntax, begins_at=meta.ended_at)
     if found.too_many or any(dictionary_VR(tag) != "SQ" for tag in found.too_long):
         # pydicom would read all of it into memory, and a peer has chosen how much that is.
-        msg = (
-            "an instance of this series has elements as no image has them (a short value of more "
-            "than 64 KiB, or more than a million elements); look at it with a DICOM viewer"
-        )
-        raise UnusableSeries(msg, code="unsupported_object")
+        raise UnusableSeries(_LIKE_NO_IMAGE, code="unsupported_object")
     if found.odd or not all(_is_plain(tag, raw) for tag, raw in found.elements.items()):
         return None
     elements = RawElements(found.elements, is_implicit_vr=syntax == IMPLICIT_LITTLE_ENDIAN)
@@ -206,6 +215,8 @@ def _is_plain(tag: int, raw: Raw) -> bool:
 
 def _read(path: Path) -> Header:
     """The header as pydicom reads it."""
+    if has_too_many_items(path):
+        raise UnusableSeries(_LIKE_NO_IMAGE, code="unsupported_object")
     with path.open("rb") as file:
         ds = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
         next_tag = file.read(4)  # where the pixels begin, whatever kind they are

@@ -20,6 +20,8 @@ from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
 
+from dicom_gateway.walk import has_too_many_items
+
 # pydicom's validation answers with warnings that quote the value.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
@@ -71,8 +73,10 @@ _PATIENTS_TAGS = frozenset(
 
 
 def read_header(path: Path) -> Dataset:
-    """The data set without its pixels; empty where it can't be read."""
+    """The data set without its pixels; empty where it can't be read, or is too much to read."""
     try:
+        if has_too_many_items(path):
+            return Dataset()
         return pydicom.dcmread(path, stop_before_pixels=True)
     except _UNREADABLE:
         return Dataset()

@@ -15,6 +15,7 @@ from dicom_gateway.assemble.headers import Header, _read, _walked, read_header
 from dicom_gateway.assemble.split import split
 from dicom_gateway.assemble.stack import stack_frames
 from dicom_gateway.errors import UnusableSeries
+from dicom_gateway.route.tags import read_header as read_tags
 from tests.support.dicom import a_ct_series, an_enhanced_series, write_series
 
 PREAMBLE_BYTES = 132
@@ -91,6 +92,36 @@ def test_what_no_image_has_is_refused_and_not_read(
     (path,) = write_series(tmp_path, series)
     with pytest.raises(UnusableSeries, match="as no image has them"):
         read_header(path)
+
+
+def _with_items(folder: Path, count: int, how: str) -> Path:
+    """A slice with a sequence of empty items before its pixels."""
+    (path,) = write_series(folder, a_ct_series(1, rows=4, columns=4))
+    whole = path.read_bytes()
+    pixels = whole.index(b"\xe0\x7f\x10\x00OW")
+    items = b"\xfe\xff\x00\xe0\0\0\0\0" * count
+    length = 0xFFFFFFFF if how == "undefined length" else len(items)
+    sequence = b"\x28\x00\x00\x30SQ\0\0" + length.to_bytes(4, "little") + items
+    if how == "undefined length":
+        sequence += b"\xfe\xff\xdd\xe0\0\0\0\0"
+    if how == "behind an oddity":  # an element that should have come before
+        sequence = b"\x28\x00\x02\x00US\x02\0\x01\0" + sequence
+    path.write_bytes(whole[:pixels] + sequence + whole[pixels:])
+    return path
+
+
+@pytest.mark.parametrize("how", ["explicit length", "undefined length", "behind an oddity"])
+def test_a_file_that_is_filled_with_items_is_refused_and_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Each of them would take a hundred times the memory that it takes on the disk."""
+    monkeypatch.setattr("dicom_gateway.walk.ITEMS_LIMIT", 50)
+    assert read_header(_with_items(tmp_path, 50, how)).rows == 4
+    assert len(read_tags(_with_items(tmp_path, 50, how)))
+    path = _with_items(tmp_path, 51, how)
+    with pytest.raises(UnusableSeries, match="as no image has them"):
+        read_header(path)
+    assert not len(read_tags(path))
 
 
 def test_a_long_value_is_not_remembered(tmp_path: Path) -> None:
