@@ -115,7 +115,7 @@ def receiving_child(settings: GatewaySettings) -> Child:
 def main(arguments: Sequence[str]) -> int:
     """A receiving process; its one argument is the file descriptor of its line."""
     with socket.socket(fileno=int(arguments[0])) as line:
-        settings = GatewaySettings.model_validate_json(receive_greeting(line))
+        settings = GatewaySettings.model_validate_json(receive_greeting())
         level = level_of(os.environ.get(LOG_LEVEL))
         set_up_logging("console" if _for_people() else "json", level)
         log = get_logger(room="receive")

@@ -18,6 +18,7 @@ import queue
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -49,7 +50,7 @@ class Child:
 
     Attributes:
         command: The number of its socket's file descriptor is added.
-        greeting: The first message it gets; what it needs to know.
+        greeting: What it needs to know, of any length; it reads that from its standard input.
     """
 
     command: Sequence[str]
@@ -273,13 +274,16 @@ class _Kept:
             with theirs:
                 process = subprocess.Popen(
                     [*self._child.command, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,
                     pass_fds=(theirs.fileno(),),
                 )
             self._process, self._socket = process, ours
             was_ready = False
             try:
-                ours.send(self._child.greeting.encode())
+                assert process.stdin is not None
+                # Not by the socket, whose messages have a limit: settings may be long.
+                with process.stdin as greeted:
+                    greeted.write(self._child.greeting.encode())
                 if self._stopping.is_set():
                     self.ask_to_end()
                 while message := _receive(ours):
@@ -393,9 +397,9 @@ class RemoteDesk:
             self._line.send(json.dumps(message).encode())
 
 
-def receive_greeting(line: socket.socket) -> str:
-    """The first message to a child."""
-    return line.recv(_MESSAGE_BYTES).decode()
+def receive_greeting() -> str:
+    """What a child is told at its start."""
+    return sys.stdin.buffer.read().decode()
 
 
 def serve_connections(
