@@ -31,6 +31,7 @@ from dicom_gateway.tls import client_context
 _RETRY_FIRST_S, _RETRY_MAX_S, _GIVE_UP_AFTER_S = 2.0, 300.0, 24 * 3600.0
 _LOOK_EVERY_S = 5.0
 _PEER_TIMEOUT_S = 30.0
+_NO_ASSOCIATION = "no association came about"
 
 _log = get_logger(room="receive")
 
@@ -74,17 +75,25 @@ class Reporter:
                 if not began:
                     self._commitments.association_ended(None)
                     began = True
+                away: set[str] = set()
                 for request in self._commitments.due():
                     if self._stopping.is_set():
                         return
-                    self._handle(request)
+                    self._handle(request, away)
             except DatabaseUnavailable as error:
                 _log.warning("index_away", reason=str(error))
             except Exception:  # noqa: BLE001 - outermost edge of the thread
                 _log.exception("storage commitment could not be reported")
             self._news.wait(_LOOK_EVERY_S)
 
-    def _handle(self, request: Request) -> None:
+    def _handle(self, request: Request, away: set[str]) -> None:
+        """Reports, or puts it off.
+
+        Args:
+            request: It is due.
+            away: Calling AE titles of those who can't be called just now: others don't wait
+                until each of their requests has found that out by itself.
+        """
         listens = [
             source
             for source in self._settings.sources
@@ -96,7 +105,10 @@ class Reporter:
             return
         # A title with several addresses: each in turn.
         source = listens[request.attempts % len(listens)]
-        trouble = self._tell(source, request)
+        is_away = request.calling_ae_title in away
+        trouble = _NO_ASSOCIATION if is_away else self._tell(source, request)
+        if trouble == _NO_ASSOCIATION:
+            away.add(request.calling_ae_title)
         if not trouble:
             said("storage commitment reported", request, same_association=False)
             self._commitments.reported(request)
@@ -132,7 +144,7 @@ class Reporter:
             tls_args=tls,
         )
         if not association.is_established:
-            return "no association came about"
+            return _NO_ASSOCIATION
         try:
             status, _ = association.send_n_event_report(
                 information, event_type, STORAGE_COMMITMENT, WELL_KNOWN_INSTANCE

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import queue
+import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,47 @@ def test_a_peer_that_is_away_is_told_after_the_next_start(tmp_path: Path) -> Non
         event_type, found, _ = scanner.report()
         assert (event_type, found) == (1, {references[0][1]: None})
         door.wait_until(lambda: not pending(door))
+
+
+@contextmanager
+def hanging_up(calls: list[None]) -> Iterator[int]:
+    """Somebody who takes every connection and lets go of it; gives the port."""
+
+    def hang_up() -> None:
+        with suppress(OSError):
+            while True:
+                door.accept()[0].close()
+                calls.append(None)
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        try:
+            yield door.getsockname()[1]
+        finally:
+            door.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_peer_that_is_away_is_called_once_for_all_that_it_has_asked(tmp_path: Path) -> None:
+    """Each call may take half a minute to fail, and reports to others wait for it."""
+    calls: list[None] = []
+    with hanging_up(calls) as port:
+        scanner = Scanner(port=port)
+        with an_open_door(tmp_path, sources=a_source(scanner)) as door:
+            with scanner.association(door) as association:
+                references = stored(association, a_ct_series(1))
+                asked = [ask(association, references) for _ in range(10)]
+
+            def tried() -> int:
+                with door.keeping.engine.connect() as connection:
+                    rows = connection.execute(storage_commitments.select()).all()
+                return sum(row.attempts > 0 for row in rows)
+
+            door.wait_until(lambda: tried() == len(asked))
+            assert 0 < len(calls) < len(asked)
+    gc.collect()  # pynetdicom drops the sockets of associations that don't come about
 
 
 def test_a_peer_nobody_can_find_costs_nothing_for_ever(tmp_path: Path) -> None:
