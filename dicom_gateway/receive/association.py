@@ -104,7 +104,7 @@ class LimitedAssociation(Association):
         self.is_admitted = False
         self.deadline_s = connection.accepted_at_s + host.settings.handshake_timeout_s
         self.name = f"association-{self.association_id}"
-        self.dul = reader = Reader(self, self.host_ip, self.association_id)
+        self.dul = self._reader = Reader(self, self.host_ip, self.association_id)
         self.acse_timeout, self.network_timeout = entity.acse_timeout, entity.network_timeout
         self.messages = LimitedDimse(
             self,
@@ -112,12 +112,12 @@ class LimitedAssociation(Association):
             instance_limit_bytes=host.settings.max_instance_bytes,
             spool=host.spool,
             between_messages=partial(host.between_messages, self),
-            room_made=reader.bell.ring,
+            room_made=self._reader.bell.ring,
         )
         self.dimse = self.messages
         self.acse = _Acse(self)
         # Release and abort come by another queue than messages.
-        reader.to_user_queue = TellingQueue(self.messages.look_around)
+        self._reader.to_user_queue = TellingQueue(self.messages.look_around)
         self.acceptor.maximum_length = entity.maximum_pdu_size
         self.acceptor.ae_title = entity.ae_title
         self.acceptor.implementation_class_uid = entity.implementation_class_uid
@@ -217,4 +217,5 @@ class LimitedAssociation(Association):
                 association_id=self.association_id,
             )
             self.abort()
+        self._reader.served()
         self._is_paused = False

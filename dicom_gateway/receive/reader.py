@@ -70,6 +70,10 @@ class Reader(DULServiceProvider):
         with suppress(queue.Empty):
             self.state_machine.do_action(self.event_queue.get(block=False))
 
+    def served(self) -> None:
+        """The peer is idle from here on: until now it has waited for our answer."""
+        self._idle_timer.restart()
+
     def kill_dul(self) -> None:
         """Ends the reader's thread."""
         super().kill_dul()

@@ -506,6 +506,23 @@ def test_an_idle_association_is_ended(tmp_path: Path) -> None:
         door.wait_until(lambda: bool(door.ended))
 
 
+def test_a_peer_that_waits_for_its_answer_is_not_idle(tmp_path: Path) -> None:
+    """A slow disk costs it time, not its association."""
+    first, second = a_ct_series(2)
+    idle_timeout_s = 0.5
+
+    def keep(arrival: Arrival) -> Instance:
+        threading.Event().wait(2 * idle_timeout_s)
+        return _database_is_away(arrival)
+
+    with (
+        an_open_door(tmp_path, keep=keep, idle_timeout_s=idle_timeout_s) as door,
+        an_association(door) as association,
+    ):
+        assert status_of(association, first) == 0xA700
+        assert status_of(association, second) == 0xA700
+
+
 def test_bytes_that_are_no_message_end_the_association(tmp_path: Path) -> None:
     """A command set of garbage is answered with an abort, and the gateway goes on."""
     with an_open_door(tmp_path) as door:
