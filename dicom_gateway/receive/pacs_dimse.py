@@ -70,7 +70,7 @@ class DimsePacs:
         else:
             studies = [
                 str(one.StudyInstanceUID)
-                for one in self._find("STUDY", {"StudyInstanceUID": "", **of_study})
+                for one in self._find_all("STUDY", {"StudyInstanceUID": "", **of_study})
                 if one.get("StudyInstanceUID")
             ]
         found = []
@@ -81,7 +81,7 @@ class DimsePacs:
                 "NumberOfSeriesRelatedInstances": "",
                 **of_series,
             }
-            for one in self._find("SERIES", query):
+            for one in self._find_all("SERIES", query):
                 uid = str(one.get("SeriesInstanceUID", ""))
                 if uid and (not series or uid in series):
                     found.append(RemoteSeries(study, uid, self._count(one, study, uid)))
@@ -132,14 +132,26 @@ class DimsePacs:
         else:
             association.release()
 
+    def _find_all(self, level: str, query: Mapping[str, str]) -> list[Dataset]:
+        """What matches, where that isn't more than can be fetched at once."""
+        found = self._find(level, query)
+        if len(found) > _RESULTS_LIMIT:
+            msg = (
+                f"'{self._name}' finds more than {_RESULTS_LIMIT} on {level.lower()} level; "
+                "narrow the query"
+            )
+            raise PeerRefused(msg)
+        return found
+
     def _find(self, level: str, query: Mapping[str, str]) -> list[Dataset]:
+        """What matches; of more than the limit, one more."""
         association = self._associate()
         found: list[Dataset] = []
         for status, identifier in self._answers(association, level, query):
             if "Status" not in status:
                 raise self._broken()
             if status.Status in _PENDING:
-                if identifier is not None and len(found) < _RESULTS_LIMIT:
+                if identifier is not None and len(found) <= _RESULTS_LIMIT:
                     found.append(identifier)
             elif status.Status != 0:
                 msg = (
@@ -166,7 +178,7 @@ class DimsePacs:
         # An optional key (PS3.4 Table C.6-3): where it isn't filled, the instances are counted.
         query = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": ""}
         found = {str(one.get("SOPInstanceUID", "")) for one in self._find("IMAGE", query)} - {""}
-        return len(found) if 0 < len(found) < _RESULTS_LIMIT else None
+        return len(found) if 0 < len(found) <= _RESULTS_LIMIT else None
 
     def _associate(self) -> Association:
         if self._association is not None and self._association.is_established:

@@ -22,6 +22,7 @@ from pynetdicom.sop_class import (
 
 from dicom_gateway.config_web import PacsPeer
 from dicom_gateway.errors import GatewayError, PeerRefused, PeerUnavailable
+from dicom_gateway.receive import pacs_dimse
 from dicom_gateway.receive.pacs_dicomweb import DicomwebPacs
 from dicom_gateway.receive.pacs_dimse import DimsePacs
 from dicom_gateway.receive.retrieve import RemoteSeries, Retrieved
@@ -257,6 +258,34 @@ def test_a_refused_search_and_a_refused_association_are_said_so() -> None:
         a_dimse_peer(port).find({"PatientID": "1"}, [])
     with pytest.raises(PeerUnavailable, match="can't be reached"):
         a_dimse_peer(free_port()).find({"PatientID": "1"}, [])
+
+
+@pytest.mark.parametrize("level", ["STUDY", "SERIES"])
+def test_a_search_that_finds_too_much_is_refused_and_never_cut_off(
+    monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    """Nobody would know which studies are not fetched."""
+    monkeypatch.setattr(pacs_dimse, "_RESULTS_LIMIT", 4)
+
+    def find(query: Dataset) -> Iterator[Any]:
+        asked = str(query.QueryRetrieveLevel)
+        for number in range(count if asked == level else 1):
+            found = Dataset()
+            found.QueryRetrieveLevel = asked
+            found.StudyInstanceUID = f"1.2.{number}"
+            found.SeriesInstanceUID = f"1.2.3.{number}"
+            found.NumberOfSeriesRelatedInstances = "7"
+            yield 0xFF00, found
+
+    for count in (4, 5):
+        with a_scripted_dimse(find) as port:
+            client = a_dimse_peer(port)
+            if count == 4:
+                assert len(client.find({"PatientID": "1"}, [])) == count
+            else:
+                with pytest.raises(PeerRefused, match=f"more than 4 on {level.lower()} level"):
+                    client.find({"PatientID": "1"}, [])
+            client.close()
 
 
 def test_an_unknown_destination_is_named() -> None:
