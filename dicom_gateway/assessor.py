@@ -1,7 +1,8 @@
 """What the judge goes by: evidence from the index and the headers, contracts from Triton.
 
-In: an open series or study. Out: its verdict, its facts, its routing. Nothing is written and
-nothing kept: after a crash the same questions are asked again.
+In: an open series or study. Out: its verdict, its facts, its routing. Nothing is written, and
+what the headers of a series say is remembered from look to look as long as it doesn't change:
+after a crash the same questions are asked again.
 
 Part of `app.py`, in a file of its own, as `judge.py` is.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -31,6 +33,8 @@ from dicom_gateway.store.study_index import StudyIndex
 
 _HEADERS_IN_MEMORY = 256
 """Whole ones, of the instances that speak for their series."""
+
+T = TypeVar("T")
 
 Study = tuple[str, str]
 """Study Instance UID and called AE title."""
@@ -81,11 +85,16 @@ class Assessor:
         self._say = say
         self._by_hand: set[tuple[str, str]] = set()
         self._asked: dict[str, tuple[dict[str, Contract], set[str]]] = {}
+        # What, series and called AE title -> the series, and what was found; of the last look
+        # and of this one.
+        self._last: dict[tuple[str, str, str], tuple[Series, Any]] = {}
+        self._found: dict[tuple[str, str, str], tuple[Series, Any]] = {}
 
     def begin(self, by_hand: set[tuple[str, str]]) -> None:
         """A new look: contracts may have changed, and what a person has declared complete."""
         self._by_hand = by_hand
         self._asked.clear()
+        self._last, self._found = self._found, {}
 
     def of_series(self, one: OpenSeries) -> tuple[Series, Verdict] | float:
         """Whether a series is complete; or, where it is too early to ask, in how many seconds."""
@@ -100,7 +109,7 @@ class Assessor:
             return soonest_s - one.since_last_arrival_s
         series = self._index.load_series(one.series_instance_uid, called)
         evidence = Evidence(
-            positions=gather(series, self._read_header),
+            positions=self._once("positions", series, lambda: gather(series, self._read_header)),
             since_last_arrival_s=one.since_last_arrival_s,
             association_open=one.association_open,
             since_association_ended_s=one.since_association_ended_s,
@@ -115,7 +124,8 @@ class Assessor:
     ) -> tuple[Judged, Candidate]:
         """Where a complete series goes, and what it is to rules that choose."""
         contracts, unreadable = self._contracts(series.called_ae_title)
-        facts = gather_facts(series, partial(glance_at, self._read_header), self._read_tags)
+        glance = partial(glance_at, self._read_header)
+        facts = self._once("facts", series, lambda: gather_facts(series, glance, self._read_tags))
         routing = self.router.route(facts, contracts, unreadable)
         return Judged(series, verdict, routing, one), Candidate(facts, routing)
 
@@ -159,6 +169,19 @@ class Assessor:
             judged, candidate = self.routed(series, verdict, None)
             if judged.routing.for_the_study:
                 found.append((judged, candidate))
+        return found
+
+    def _once(self, what: str, series: Series, find: Callable[[], T]) -> T:
+        """What `find` gives; what it gave in the last look where the series is still the same.
+
+        Many series wait at once, and all headers of all of them would be read in each look.
+        """
+        key = (what, series.series_instance_uid, series.called_ae_title)
+        known = self._last.get(key)
+        if known is None or known[0] != series:
+            known = series, find()
+        self._found[key] = known
+        found: T = known[1]
         return found
 
     def _contracts(self, called_ae_title: str) -> tuple[dict[str, Contract], set[str]]:
