@@ -25,6 +25,7 @@ from dicom_gateway.assemble.frames import Frame
 from dicom_gateway.assemble.stack import (
     SAME_POSITION_MM,
     SPACING_TOLERANCE_MM,
+    known_as,
     normal_of,
     orientations,
     refuse_other_objects,
@@ -162,21 +163,13 @@ def _by_grid(frames: Sequence[Frame]) -> list[list[Frame]]:
     for orientation, members in orientations(frames):
         for frame in members:
             header = frame.header
-            spacing = _nearly(frame.pixel_spacing_mm or (), spacings)
+            assert frame.pixel_spacing_mm is not None  # else it was refused as unplaced
+            spacing = spacings[known_as(frame.pixel_spacing_mm, spacings, SPACING_TOLERANCE_MM)]
             place = (orientation, header.frame_of_reference_uid or "")
             grid = (header.rows or 0, header.columns or 0, spacing)
             groups.setdefault((*place, *grid), []).append(frame)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     return [members for _, members in ordered]
-
-
-def _nearly(spacing_mm: tuple[float, ...], known: list[tuple[float, ...]]) -> tuple[float, ...]:
-    """The one of those known that this one is but for rounding; itself where it is new."""
-    for one in known:
-        if np.abs(np.subtract(one, spacing_mm)).max() <= SPACING_TOLERANCE_MM:
-            return one
-    known.append(spacing_mm)
-    return spacing_mm
 
 
 def _grid_names(grids: Sequence[Sequence[Frame]]) -> list[str]:

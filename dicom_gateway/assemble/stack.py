@@ -44,6 +44,9 @@ LARGEST_MM = 1e6
 """A position or a spacing beyond a kilometre is a damaged value, and may be one that no
 arithmetic survives."""
 
+MOST_GRIDS = 1000
+"""So many orientations or pixel spacings each frame is held against; a peer chooses both."""
+
 _RESULTS = frozenset(
     {
         "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
@@ -201,22 +204,44 @@ def _is_placed(frame: Frame) -> bool:
 
 
 def orientations(frames: Sequence[Frame]) -> list[tuple[tuple[float, ...], list[Frame]]]:
-    """Distinct orientations and the frames that have each; the most frequent first."""
+    """Distinct orientations and the frames that have each; the most frequent first.
+
+    Raises:
+        UnusableSeries: (mixed_geometry) there are more than any series has.
+    """
     counted = Counter(frame.orientation for frame in frames if frame.orientation is not None)
-    groups: list[tuple[tuple[float, ...], list[Frame]]] = []
-    member: dict[tuple[float, ...], list[Frame]] = {}
-    for orientation, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0])):
-        for known, found in groups:
-            if np.abs(np.subtract(known, orientation)).max() <= ORIENTATION_TOLERANCE:
-                member[orientation] = found
-                break
-        else:
-            groups.append((orientation, []))
-            member[orientation] = groups[-1][1]
+    known: list[tuple[float, ...]] = []
+    place = {
+        orientation: known_as(orientation, known, ORIENTATION_TOLERANCE)
+        for orientation, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    }
+    groups: list[tuple[tuple[float, ...], list[Frame]]] = [(one, []) for one in known]
     for frame in frames:
         if frame.orientation is not None:
-            member[frame.orientation].append(frame)
+            groups[place[frame.orientation]][1].append(frame)
     return groups
+
+
+def known_as(value: tuple[float, ...], known: list[tuple[float, ...]], tolerance: float) -> int:
+    """The place of the first of those known that this one is but for rounding.
+
+    A new one is added to them.
+
+    Raises:
+        UnusableSeries: (mixed_geometry) they are more than any series has.
+    """
+    if known:
+        near = np.flatnonzero(np.abs(np.array(known) - value).max(axis=1) <= tolerance)
+        if near.size:
+            return int(near[0])
+    if len(known) >= MOST_GRIDS:
+        msg = (
+            f"the images have more than {MOST_GRIDS} orientations or pixel spacings, which no "
+            "series of cross-sections has; look at it with a DICOM viewer"
+        )
+        raise UnusableSeries(msg, code="mixed_geometry")
+    known.append(value)
+    return len(known) - 1
 
 
 def _common_orientation(frames: Sequence[Frame]) -> tuple[float, ...]:

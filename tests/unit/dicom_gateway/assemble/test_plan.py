@@ -368,3 +368,26 @@ def test_directions_may_differ_by_rounding_and_no_more(
         with pytest.raises(UnusableSeries, match="don't agree with each other") as refusal:
             plan_volumes(series)
         assert refusal.value.code == "mixed_geometry"
+
+
+@pytest.mark.parametrize("keyword", ["ImageOrientationPatient", "PixelSpacing"])
+def test_frames_of_a_thousand_grids_are_refused_before_each_is_held_against_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keyword: str
+) -> None:
+    """A peer could fill a day with them."""
+    monkeypatch.setattr("dicom_gateway.assemble.stack.MOST_GRIDS", 5)
+    datasets = a_ct_series(12, rows=4, columns=4)
+
+    def planned(grids: int) -> int:
+        for number, ds in enumerate(datasets):
+            turn = 0.05 * (number % grids)
+            if keyword == "PixelSpacing":
+                ds.PixelSpacing = [f"{0.7 + turn:.3f}"] * 2
+            else:
+                cosines = (np.cos(turn), np.sin(turn), 0, -np.sin(turn), np.cos(turn), 0)
+                ds.ImageOrientationPatient = [f"{cosine:.6f}" for cosine in cosines]
+        return len(plan_volumes(a_kept_series(tmp_path, datasets), EVERYTHING))
+
+    assert planned(5) == 5
+    with pytest.raises(UnusableSeries, match="more than 5 orientations or pixel spacings"):
+        planned(6)
