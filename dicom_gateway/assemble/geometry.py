@@ -37,6 +37,7 @@ __all__ = [
     "Stack",
     "arrange",
     "drift_mm",
+    "evenness",
     "find_gaps",
     "irregularity",
     "is_orientation",
@@ -161,6 +162,13 @@ def find_gaps(along_mm: Sequence[float] | NDArray[np.float64]) -> tuple[Gap, ...
     return tuple(holes)
 
 
+def evenness(along_mm: Sequence[float] | NDArray[np.float64]) -> float:
+    """The share of the gaps in a sorted list of slice positions that are the usual one."""
+    gaps = np.diff(along_mm)
+    usual = statistics.median_low(gaps.tolist())
+    return float((np.abs(gaps - usual) <= _tolerance_mm(usual)).mean())
+
+
 def drift_mm(stack: Stack) -> tuple[float, float]:
     """How far the stack leans: sideways over its whole height in millimetres, and in degrees."""
     run = stack.positions[-1] - stack.positions[0]
@@ -182,8 +190,7 @@ def _tilt(stack: Stack) -> UnusableSeries | None:
 
 def _gaps(along: NDArray[np.float64]) -> UnusableSeries | None:
     gaps = np.diff(along)
-    tolerance = max(UNIFORM_FRACTION * float(np.median(gaps)), ROUNDING_MM)
-    if np.abs(gaps - np.median(gaps)).max() <= tolerance:
+    if np.abs(gaps - np.median(gaps)).max() <= _tolerance_mm(float(np.median(gaps))):
         return _unevenness(along)
     holes = find_gaps(along)
     usual = statistics.median_low(gaps.tolist())
@@ -203,6 +210,11 @@ def _gaps(along: NDArray[np.float64]) -> UnusableSeries | None:
         f"(mostly {usual:.3g} mm), {_NOT_RESAMPLED}; send an evenly spaced reconstruction"
     )
     return UnusableSeries(msg, code="irregular_spacing")
+
+
+def _tolerance_mm(gap_mm: float) -> float:
+    """By how much gaps of one size may differ."""
+    return max(UNIFORM_FRACTION * gap_mm, ROUNDING_MM)
 
 
 def _unevenness(along: NDArray[np.float64]) -> UnusableSeries | None:

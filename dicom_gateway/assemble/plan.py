@@ -21,7 +21,12 @@ from dicom_gateway.assemble.headers import Header, read_header
 from dicom_gateway.assemble.pixels import PixelTask, plan_pixels
 from dicom_gateway.assemble.policy import Allowance
 from dicom_gateway.assemble.resample import Grid, plan_grid
-from dicom_gateway.assemble.split import has_several_stacks, localizers_among, split
+from dicom_gateway.assemble.split import (
+    has_several_stacks,
+    interleaved_by,
+    localizers_among,
+    split,
+)
 from dicom_gateway.errors import UnusableSeries
 from dicom_gateway.records import Series
 
@@ -98,10 +103,17 @@ def plan_volumes(
     try:
         _refuse_localizers(frames)
         stack = stack_frames(frames)
-        by_stack = has_several_stacks(frames) and irregularity(stack) is not None
-        if not by_stack:
+        is_regular = irregularity(stack) is None
+        by_stack = not is_regular and has_several_stacks(frames)
+        told = "" if is_regular else interleaved_by(frames)
+        if not (by_stack or told):
             return (_plan("", stack, allowed, ()),)
-        msg = "the series has several stacks (Stack ID) that lie apart; send each as its own series"
+        msg = (
+            "the series has several stacks (Stack ID) that lie apart; send each as its own series"
+            if by_stack
+            else f"slices of several volumes ({told}) lie between each other; send each volume as "
+            "its own series"
+        )
         several = UnusableSeries(msg, code="mixed_geometry")
     except UnusableSeries as error:
         if error.code not in _SEVERAL:

@@ -4,11 +4,12 @@ In: the frames of a series in any order. Out: `Part`s, always the same ones in t
 order, and notes of what was left out. Pure.
 
 First by what can't lie in one volume: orientation, grid, frame of reference, and stacks that
-lie apart. Then, while several frames share a place, by what differs among them: kind of image,
-echo, diffusion, tube voltage, time. Values that a whole volume shares (an echo time) group by
-themselves. Values that change from slice to slice (an acquisition time) can only put the frames
-at each place in order: the n-th of each place make the n-th volume, if every place has the same
-number, and if no two of these volumes share what tells frames of one place apart.
+lie apart. Then, while several frames share a place, or lie between each other's, by what differs
+among them: kind of image, echo, diffusion, tube voltage, time, acquisition. Values that a whole
+volume shares (an echo time) group by themselves. Values that change from slice to slice (an
+acquisition time) can only put the frames at each place in order: the n-th of each place make the
+n-th volume, if every place has the same number, and if no two of these volumes share what tells
+frames of one place apart.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicom_gateway.assemble import traits
 from dicom_gateway.assemble.frames import Frame
+from dicom_gateway.assemble.geometry import evenness
 from dicom_gateway.assemble.stack import (
     SAME_POSITION_MM,
     SPACING_TOLERANCE_MM,
@@ -75,6 +79,12 @@ LONGEST_SCAN_H = 12
 
 COMPLETE_FRACTION = 0.5
 """A value that not even half of the places have doesn't make a volume."""
+
+RUN = "pass"
+"""The trait of slices that follow each other in number and in place."""
+
+LONGEST_SEAM = 2
+"""By so many slices one slab may reach into the next, and still go on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +154,19 @@ def has_several_stacks(frames: Sequence[Frame]) -> bool:
     return len(counts) > 1 and None not in counts and min(counts.values()) > 1
 
 
+def interleaved_by(frames: Sequence[Frame]) -> str:
+    """What tells volumes apart whose slices lie between each other's, in a word; "" for nothing.
+
+    As of two passes over one body, each from where the table happened to be: no two slices share
+    a place, and mixed they would be of neither.
+
+    Args:
+        frames: Of one grid.
+    """
+    told = _interleaving(frames, _along(frames), _SHARED)
+    return "" if told is None else told[0]
+
+
 def _by_stack(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
     groups: dict[Trait | None, list[Frame]] = {}
     for frame in frames:
@@ -190,32 +213,80 @@ def _by_traits(
     frames: Sequence[Frame], wanted: Sequence[str]
 ) -> list[tuple[tuple[str, ...], Sequence[Frame]]]:
     """Words and frames of each volume among frames of one grid."""
-    places = _places(frames)
+    along = _along(frames)
+    places = _places(along)
     counts = Counter(places)
-    if len(counts) < 2 or max(counts.values()) == 1:
+    if len(counts) < 2:
         return [((), frames)]
+    if max(counts.values()) == 1:
+        told = _interleaving(frames, along, wanted)
+        return [((), frames)] if told is None else _grouped(frames, *told, wanted)
     for number, name in enumerate(wanted):
         values = [_value(frame, name) for frame in frames]
         if not _tell_apart(places, values):
             continue
-        groups: dict[Trait | None, list[Frame]] = {}
-        for frame, value in zip(frames, values, strict=True):
-            groups.setdefault(value, []).append(frame)
-        if any(len(set(_places(g))) < COMPLETE_FRACTION * len(counts) for g in groups.values()):
-            continue
-        found = []
-        ordered = sorted(groups, key=lambda value: _order(value, groups[value]))
-        for rank, value in enumerate(ordered, start=1):
-            word = _word(name, value, rank, len(ordered))
-            further = _by_traits(groups[value], wanted[number + 1 :])
-            found += [((word, *words), members) for words, members in further]
-        return found
+        at: dict[Trait | None, set[int]] = {}
+        for value, place in zip(values, places, strict=True):
+            at.setdefault(value, set()).add(place)
+        if min(map(len, at.values())) >= COMPLETE_FRACTION * len(counts):
+            return _grouped(frames, name, values, wanted[number + 1 :])
     for name in _RANKED:
         ranked = _ranked(frames, places, name)
         if ranked is not None and not _mixes(ranked, frames, places):
             count = len(ranked)
             return [((f"time point {n} of {count}",), one) for n, one in enumerate(ranked, 1)]
     return [((), frames)]
+
+
+def _grouped(
+    frames: Sequence[Frame], name: str, values: Sequence[Trait | None], further: Sequence[str]
+) -> list[tuple[tuple[str, ...], Sequence[Frame]]]:
+    """Words and frames of each volume, where the values of a trait tell them apart.
+
+    Args:
+        frames: Of one grid.
+        name: The trait.
+        values: Of each frame.
+        further: What may tell the frames of one value apart.
+    """
+    groups: dict[Trait | None, list[Frame]] = {}
+    for frame, value in zip(frames, values, strict=True):
+        groups.setdefault(value, []).append(frame)
+    found = []
+    ordered = sorted(groups, key=lambda value: _order(value, groups[value]))
+    for rank, value in enumerate(ordered, start=1):
+        word = _word(name, value, rank, len(ordered))
+        parts = _by_traits(groups[value], further)
+        found += [((word, *words), members) for words, members in parts]
+    return found
+
+
+def _interleaving(
+    frames: Sequence[Frame], along: NDArray[np.float64], wanted: Sequence[str]
+) -> tuple[str, list[Trait | None]] | None:
+    """What tells stacks apart that reach through each other, and its value for each frame."""
+    if evenness(np.sort(along)) == 1.0:
+        return None
+    for name in wanted:
+        values = [_value(frame, name) for frame in frames]
+        if _evenness_apart(along, values):
+            return name, values
+    runs = _runs(frames, along)
+    # Nothing but the order says so: then it must be beyond doubt.
+    return (RUN, runs) if _evenness_apart(along, runs) == 1.0 else None
+
+
+def _runs(frames: Sequence[Frame], along: NDArray[np.float64]) -> list[Trait | None]:
+    """Of each frame the number of its run: as they were numbered, all in one direction."""
+    order = sorted(range(len(frames)), key=lambda n: _value(frames[n], traits.NUMBER) or 0.0)
+    numbers: list[Trait | None] = [1.0] * len(frames)
+    run, direction = 1.0, 0.0
+    for before, n in pairwise(order):
+        step = float(np.sign(along[n] - along[before]))
+        if direction and step != direction:
+            run, step = run + 1.0, 0.0
+        numbers[n], direction = run, step
+    return numbers
 
 
 def _order(
@@ -268,13 +339,17 @@ def _mixes(
     return False
 
 
-def _places(frames: Sequence[Frame]) -> list[int]:
-    """A number for each place along the normal; the same for frames at the same place."""
+def _along(frames: Sequence[Frame]) -> NDArray[np.float64]:
+    """Positions along the normal of the first frame, millimetres."""
     assert frames[0].orientation is not None
-    normal = normal_of(frames[0].orientation)
-    along = np.array([frame.position_lps_mm for frame in frames]) @ normal
+    positions = np.array([frame.position_lps_mm for frame in frames], dtype=np.float64)
+    return positions @ normal_of(frames[0].orientation)
+
+
+def _places(along: NDArray[np.float64]) -> list[int]:
+    """A number for each place along the normal; the same for frames at the same place."""
     order = np.argsort(along, kind="stable")
-    numbers = np.empty(len(frames), dtype=int)
+    numbers = np.empty(len(along), dtype=int)
     numbers[order] = np.cumsum(np.diff(along[order], prepend=along[order[0]]) >= SAME_POSITION_MM)
     return [int(number) for number in numbers]
 
@@ -284,6 +359,26 @@ def _tell_apart(places: Sequence[int], values: Sequence[Trait | None]) -> bool:
     for place, value in zip(places, values, strict=True):
         seen.setdefault(place, set()).add(value)
     return any(len(found) > 1 for found in seen.values())
+
+
+def _evenness_apart(along: NDArray[np.float64], values: Sequence[Trait | None]) -> float:
+    """How even the least even of the stacks is that the values tell apart.
+
+    0 where they don't reach through each other, or are no more even than all slices together:
+    those that were acquired in packages lie between each other's too, and are evenly spaced
+    only together.
+    """
+    stacks: dict[Trait | None, list[float]] = {}
+    for value, at in sorted(zip(values, along.tolist(), strict=True), key=lambda pair: pair[1]):
+        stacks.setdefault(value, []).append(at)
+    if len(stacks) < 2 or min(map(len, stacks.values())) <= LONGEST_SEAM:
+        return 0.0
+    reached, deepest = -np.inf, 0
+    for stack in stacks.values():  # in the order in which they begin
+        deepest = max(deepest, int(np.searchsorted(stack, reached)))
+        reached = max(reached, stack[-1])
+    apart = min(map(evenness, stacks.values()))
+    return apart if deepest > LONGEST_SEAM and apart > evenness(np.sort(along)) else 0.0
 
 
 def _value(frame: Frame, name: str) -> Trait | None:

@@ -345,6 +345,53 @@ def test_stacks_that_lie_apart_are_volumes_of_their_own(
     ]
 
 
+def _two_passes(
+    offset_mm: float, slices: int, *, told: bool = True, missing: int | None = None
+) -> list[Dataset]:
+    """As without and with contrast medium, each pass from where the table was."""
+    passes = [
+        a_ct_series(10, rows=4, columns=4, spacing_mm=5.0, gap_at=missing),
+        a_ct_series(
+            slices,
+            rows=4,
+            columns=4,
+            spacing_mm=5.0,
+            origin_lps_mm=(-120.0, -110.0, -300.0 + offset_mm),
+        ),
+    ]
+    for number, one in enumerate(passes, start=1):
+        for ds in one:
+            ds.AcquisitionNumber = number if told else 1
+            ds.InstanceNumber += 100 * number
+    return joined(*passes)
+
+
+@pytest.mark.parametrize(("offset_mm", "slices"), [(1.0, 10), (0.4, 25), (-21.3, 8)])
+@pytest.mark.parametrize("told", ["acquisition", "pass"])
+def test_two_passes_over_one_body_are_never_mixed(
+    tmp_path: Path, offset_mm: float, slices: int, told: str
+) -> None:
+    """No two slices share a place, and between two of one pass lies one of the other."""
+    made = _two_passes(offset_mm, slices, told=told == "acquisition")
+    series = a_kept_series(tmp_path, made)
+    with pytest.raises(UnusableSeries, match=rf"several volumes \({told}\)") as refusal:
+        plan_volumes(series, Allowance(resample=True))
+    assert refusal.value.code == "mixed_geometry"
+    plans = plan_volumes(series, EVERYTHING)
+    assert [(plan.name.split()[:2], len(plan.frames)) for plan in plans] == [
+        ([told, "1"], 10),
+        ([told, "2"], slices),
+    ]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_slices_in_two_packages_are_one_volume(tmp_path: Path, told: bool) -> None:
+    """Every other slice first, then those between them: even together, one missing or not."""
+    series = a_kept_series(tmp_path, _two_passes(2.5, 10, told=told, missing=4))
+    (plan,) = plan_volumes(series, EVERYTHING)
+    assert len(plan.frames) == 19
+
+
 def test_stacks_in_one_row_are_one_volume(tmp_path: Path) -> None:
     """The second continues the first: slices in two packages."""
     series = a_kept_series(tmp_path, _two_stacks((0.0, 15.0)))
