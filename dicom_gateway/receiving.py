@@ -108,7 +108,8 @@ def receiving_child(settings: GatewaySettings) -> Child:
     """How a process that only receives is started."""
     return Child(
         (sys.executable, "-m", "dicom_gateway.receiving"),
-        settings.model_dump_json(by_alias=True),
+        # What nobody has written isn't always what somebody may write: no pipelines, say.
+        settings.model_dump_json(by_alias=True, exclude_defaults=True),
     )
 
 

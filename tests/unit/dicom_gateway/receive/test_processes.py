@@ -4,14 +4,54 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dicom_gateway.config import GatewaySettings
+from dicom_gateway.config import GatewaySettings, load_settings
 from dicom_gateway.receive import Receiver
 from dicom_gateway.receiving import receiving_child
 from dicom_gateway.records import Arrival, Instance
 from tests.support.peers import echoscu
 
-SOURCES = 1000
+SOURCES = 3000
 ONE_MESSAGE_BYTES = 64 * 1024
+
+
+LED_BY_RULES = """
+store: {folder: kept}
+dicom:
+  scp:
+    processes: 2
+    ae-titles: [{ae-title: AI}]
+    sources: [{ae-title: CT1, host-ip: 127.0.0.1}]
+    tls: {certificate-file: own.pem, key-file: own.key}
+  scu:
+    destinations:
+      - {name: pacs, host-ip: 127.0.0.1, port: 104, ae-title: PACS, confirm: storage-commitment}
+      - {name: cloud, dicomweb: {url: "https://cloud.example"}}
+routing:
+  rules:
+    - name: lungs
+      where:
+        - {tag: SeriesDescription, matches: "(?i)chest"}
+        - {slices: {at-least: 30}}
+        - any-of: [{plane: axial}, {tag: KVP, equals: [120, "140"]}]
+      destinations: []
+      pipelines: [lung_ct]
+    - name: pair
+      pipelines: [brain_mr]
+      roles:
+        t1: {where: [{tag: EchoTime, less-than: 30}]}
+        t2: {where: [{tag: EchoTime, between: [80, 120]}], choose: thinnest}
+assembly: {irregular: {lung_ct: refuse}}
+results: {lung_ct: {objects: [segmentation]}}
+"""
+
+
+def test_a_receiving_process_knows_what_the_gateway_knows(tmp_path: Path) -> None:
+    """Also of an AE title whose pipelines are left to the rules."""
+    path = tmp_path / "gateway.yaml"
+    path.write_text(LED_BY_RULES, encoding="utf-8")
+    settings = load_settings(path)
+    child = receiving_child(settings)
+    assert GatewaySettings.model_validate_json(child.greeting) == settings
 
 
 def _never_here(_arrival: Arrival) -> Instance:
