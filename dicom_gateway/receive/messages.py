@@ -31,6 +31,7 @@ from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.receive.commands import StoreCommand, StoreRequest, read_store_command
 from dicom_gateway.receive.incoming import Incoming, Spool
 from dicom_gateway.receive.waiting import LOOK_AROUND_EVERY_S
+from dicom_gateway.walk import count_items
 
 FRAGMENT_HEAD_BYTES = 6
 """Of a presentation data value: length, context, message control header (PS3.8 9.3.5.1)."""
@@ -38,6 +39,9 @@ _COMMAND_LIMIT_BYTES = 64 * 1024
 """A command set (PS3.7 E) has a few hundred bytes."""
 _INFORMATION_LIMIT_BYTES = 4 * 1024 * 1024
 """Of an N-ACTION or N-EVENT-REPORT: a storage commitment of 20,000 instances."""
+_ITEMS_LIMIT = 40_000
+"""Of such a one: one for each reference. pydicom makes an object of a kilobyte of each, and an
+empty one takes 8 bytes."""
 _WAITING_MESSAGES = 2
 """We don't negotiate asynchronous operations, so a peer has one under way (PS3.7 D.3.3.3)."""
 _NOTHING = (None, None)
@@ -217,7 +221,10 @@ class LimitedDimse(DIMSEServiceProvider):
         assert message is not None
         if incoming.too_large:
             raise _Unwelcome(f"too long a {_name(message)}")
-        message.data_set = BytesIO(incoming.content())
+        content = incoming.content()
+        if count_items(BytesIO(content), len(content)) > _ITEMS_LIMIT:
+            raise _Unwelcome(f"a {_name(message)} of too many items")
+        message.data_set = BytesIO(content)
         incoming.close()
         request = message.message_to_primitive()
         if not isinstance(message, C_CANCEL_RQ):  # of what we do, nothing can be cancelled

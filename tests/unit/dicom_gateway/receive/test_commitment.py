@@ -270,6 +270,22 @@ def test_a_request_that_is_none_is_refused_and_the_next_is_served(
         assert scanner.report()[0] == 1
 
 
+def test_a_request_of_more_items_than_any_has_is_not_even_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would take a hundred times the memory that it takes on the network."""
+    monkeypatch.setattr("dicom_gateway.receive.messages._ITEMS_LIMIT", 3)
+    scanner = Scanner()
+    with an_open_door(tmp_path) as door:
+        with scanner.association(door) as association:
+            references = stored(association, a_ct_series(1))
+            assert ask(association, 3 * references)[0] == 0x0000
+        with scanner.association(door) as association:
+            with pytest.raises(AttributeError, match="Status"):  # there is no answer
+                ask(association, 4 * references)
+            door.wait_until(lambda: len(door.ended) == 2)
+
+
 def test_stores_go_on_while_a_report_is_due(tmp_path: Path) -> None:
     """A peer that stores on after it has asked loses nothing, and gets its report."""
     scanner = Scanner()
