@@ -10,7 +10,7 @@ Part of `app.py`, in a file of its own, as `judge.py` is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,14 +25,10 @@ from dicom_gateway.infer import TritonClient
 from dicom_gateway.jobs import JobQueue
 from dicom_gateway.records import Contract, Series
 from dicom_gateway.route import Candidate, Glance, Router, gather_facts
-from dicom_gateway.route.tags import read_header as read_tags
 from dicom_gateway.rulings import Judged, choice_subject
 from dicom_gateway.store import Docket, OpenSeries, SeriesIndex
 from dicom_gateway.store.docket import INSTANCES, SERIES
 from dicom_gateway.store.study_index import StudyIndex
-
-_HEADERS_IN_MEMORY = 256
-"""Whole ones, of the instances that speak for their series."""
 
 T = TypeVar("T")
 
@@ -81,7 +77,6 @@ class Assessor:
         self._queue = queue
         self._triton = triton
         self._read_header = read_header
-        self._read_tags = lru_cache(maxsize=_HEADERS_IN_MEMORY)(read_tags)
         self._say = say
         self._by_hand: set[tuple[str, str]] = set()
         self._asked: dict[str, tuple[dict[str, Contract], set[str]]] = {}
@@ -125,7 +120,7 @@ class Assessor:
         """Where a complete series goes, and what it is to rules that choose."""
         contracts, unreadable = self._contracts(series.called_ae_title)
         glance = partial(glance_at, self._read_header)
-        facts = self._once("facts", series, lambda: gather_facts(series, glance, self._read_tags))
+        facts = self._once("facts", series, lambda: gather_facts(series, glance))
         routing = self.router.route(facts, contracts, unreadable)
         return Judged(series, verdict, routing, one), Candidate(facts, routing)
 
@@ -174,7 +169,8 @@ class Assessor:
     def _once(self, what: str, series: Series, find: Callable[[], T]) -> T:
         """What `find` gives; what it gave in the last look where the series is still the same.
 
-        Many series wait at once, and all headers of all of them would be read in each look.
+        Many series wait at once, and all headers of all of them would be read in each look. Of
+        one that waits no more nothing stays: the header of an enhanced object may have megabytes.
         """
         key = (what, series.series_instance_uid, series.called_ae_title)
         known = self._last.get(key)
