@@ -98,12 +98,19 @@ class FetchDesk:
                 .values(state=state.value, note=note, keys={}, finished_at_s=now_s())
             )
 
+    def put_back(self, fetch_id: str) -> None:
+        """One that was cut off waits again, unless it has ended."""
+        self._release(fetches.c.fetch_id == fetch_id)
+
     def release_own(self) -> int:
         """What an earlier life had under way waits again; call it before fetching."""
+        return self._release(sa.true())
+
+    def _release(self, which: sa.ColumnElement[bool]) -> int:
         with transaction(self._engine) as connection:
             return connection.execute(
                 fetches.update()
-                .where(fetches.c.state == FetchState.RUNNING.value)
+                .where(which, fetches.c.state == FetchState.RUNNING.value)
                 .values(state=FetchState.WAITING.value, kept=0, failed=0)
             ).rowcount
 

@@ -137,11 +137,15 @@ class Fetcher:
 
     def run(self) -> None:
         """Fetches until `stop`; never ends because a PACS or the database is away."""
+        cut_off: Fetch | None = None  # by the database: nobody else takes it up
         while not self._stopping.is_set():
             try:
-                fetch = self._desk.claim()
-                if fetch is not None:
-                    self._fetch_or_say_why(fetch)
+                if cut_off is not None:
+                    self._desk.put_back(cut_off.fetch_id)
+                cut_off = self._desk.claim()
+                if cut_off is not None:
+                    self._fetch_or_say_why(cut_off)
+                    cut_off = None
                     continue
             except DatabaseUnavailable as error:
                 self._log.warning("index_away", reason=str(error))

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from dicom_gateway.config_web import PacsPeer
-from dicom_gateway.errors import PeerUnavailable
+from dicom_gateway.errors import DatabaseUnavailable, PeerUnavailable
 from dicom_gateway.receive.fetches import FetchDesk
 from dicom_gateway.receive.retrieve import Fetcher, Progress, RemoteSeries, Retrieved
 from dicom_gateway.records import Fetch, FetchState
@@ -116,6 +116,21 @@ def an_office(
             fetcher.stop()
             thread.join(30)
             assert not thread.is_alive()
+
+
+def test_a_fetch_that_the_database_has_cut_off_is_begun_anew(tmp_path: Path) -> None:
+    """Whoever waits for it would wait until the next start of the gateway."""
+    cuts = [DatabaseUnavailable("the index does not answer")]
+
+    def cut_off(one: RemoteSeries, progress: Progress) -> Retrieved:
+        if cuts:
+            raise cuts.pop()
+        return everything(one, progress)
+
+    with an_office(tmp_path, ScriptedPacs(TWO, cut_off)) as office:
+        done = office.fetch()
+    assert (done.state, done.kept) == (FetchState.DONE, 5)
+    assert office.pacs.asked == 2 * [{"PatientName": CANARY}]
 
 
 def test_what_the_pacs_states_is_passed_on_and_the_query_forgotten(tmp_path: Path) -> None:
