@@ -10,6 +10,7 @@ Nothing survives a crash.
 from __future__ import annotations
 
 import queue
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +18,7 @@ from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
+from pynetdicom.timer import Timer
 
 from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.receive.limits import LimitedSocket, data_values
@@ -32,6 +34,26 @@ _DATA_TRANSFER, _AWAITING_CLOSE = "Sta6", "Sta13"
 _log = get_logger(room="receive")
 
 
+class _Timer(Timer):
+    """By a clock that nobody sets: the time of day may be put on by hours, and all be idle."""
+
+    def start(self) -> None:
+        """From now on it runs."""
+        self._start_time, self._end_time = time.monotonic(), None
+
+    def stop(self) -> None:
+        """From now on it stands."""
+        self._end_time = time.monotonic()
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until it expires; 1 where it never does."""
+        if self._timeout is None or self._start_time is None:
+            return 1.0 if self._timeout is None else self._timeout
+        now_s = time.monotonic() if self._end_time is None else self._end_time
+        return self._timeout - (now_s - self._start_time)
+
+
 class Reader(DULServiceProvider):
     """Reads and sends PDUs; what makes pynetdicom stumble ends the association, not the thread."""
 
@@ -39,6 +61,7 @@ class Reader(DULServiceProvider):
         super().__init__(association)
         self._host_ip = host_ip
         self._association_id = association_id
+        self._idle_timer, self.artim_timer = _Timer(None), _Timer(None)  # set by whoever has us
         self.bell = Bell()
         self.to_provider_queue = TellingQueue(self.bell.ring)
 

@@ -6,10 +6,12 @@ import mmap
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -504,6 +506,20 @@ def test_an_idle_association_is_ended(tmp_path: Path) -> None:
     with an_open_door(tmp_path, idle_timeout_s=0.5) as door, an_association(door) as association:
         assert association.is_established
         door.wait_until(lambda: bool(door.ended))
+
+
+def test_a_clock_that_is_set_ends_no_association(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a pause of a virtual machine, say, its time of day is put on by an hour."""
+    first, second = a_ct_series(2)
+    with an_open_door(tmp_path) as door, an_association(door) as association:
+        association.network_timeout = None  # the peer's own clock is set as well
+        assert status_of(association, first) == 0x0000
+        later = SimpleNamespace(time=lambda: time.time() + 3600.0)
+        monkeypatch.setattr("pynetdicom.timer.time", later)
+        threading.Event().wait(0.5)  # ten times as often as anybody looks
+        assert status_of(association, second) == 0x0000
 
 
 def test_a_peer_that_waits_for_its_answer_is_not_idle(tmp_path: Path) -> None:
