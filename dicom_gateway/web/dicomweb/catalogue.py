@@ -23,6 +23,7 @@ from dicom_gateway.errors import DatabaseUnavailable
 from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.web.dicomweb.attributes import CATALOGUED, LAST_CATALOGUED
 from dicom_gateway.web.dicomweb.headers import UNREADABLE, HeaderUnreadable, read_elements
+from dicom_gateway.web.dicomweb.json_model import as_json
 
 _BATCH = 200
 _EVERY_S = 2.0
@@ -150,7 +151,7 @@ def _row(one: _Missing) -> dict[str, Any]:
         ds = read_elements(one.path, CATALOGUED, LAST_CATALOGUED)
     except (HeaderUnreadable, OSError):
         ds = Dataset()  # kept all the same, so it can be found by its UIDs
-    attributes = _as_json(ds)
+    attributes = as_json(ds, CATALOGUED)
     uids = {
         "modality": _text(ds, "Modality")[:16],
         "series_instance_uid": _text(ds, "SeriesInstanceUID")[:64],
@@ -182,20 +183,6 @@ def _row(one: _Missing) -> dict[str, Any]:
         "instance_number": _number(ds, "InstanceNumber"),
         "attributes": attributes,
     }
-
-
-def _as_json(ds: Dataset) -> dict[str, Any]:
-    """DICOM JSON, value by value: one that is none leaves the others as they are."""
-    found: dict[str, Any] = {}
-    for tag in CATALOGUED:
-        with suppress(*UNREADABLE):
-            if tag in ds:
-                one = Dataset()
-                one.add(ds[tag])
-                found |= one.to_json_dict()
-    if "00080005" in found:
-        found["00080005"] = {"vr": "CS", "Value": ["ISO_IR 192"]}  # JSON is UTF-8
-    return found
 
 
 def _text(ds: Dataset, keyword: str) -> str:

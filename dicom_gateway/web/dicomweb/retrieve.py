@@ -14,13 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydicom.dataelem import DataElement
-from pydicom.dataset import Dataset
-
 from dicom_gateway.web.answers import not_acceptable, not_found
 from dicom_gateway.web.dicomweb.frames import FrameLayout, find_frames
-from dicom_gateway.web.dicomweb.headers import UNREADABLE, HeaderUnreadable, read_header
+from dicom_gateway.web.dicomweb.headers import HeaderUnreadable, read_header
 from dicom_gateway.web.dicomweb.holdings import Held
+from dicom_gateway.web.dicomweb.json_model import as_json
 from dicom_gateway.web.dicomweb.media import (
     DICOM,
     EXPLICIT_LITTLE_ENDIAN,
@@ -31,8 +29,6 @@ from dicom_gateway.web.dicomweb.media import (
 from dicom_gateway.web.dicomweb.transcode import POSSIBLE, transcode
 
 _CHUNK_BYTES = 1 << 20
-_BULK_BYTES = 1 << 10
-"""Longer values of binary elements are left out of the metadata."""
 _GROUP_PIXELS = 0x7FE0
 
 Answer = tuple[str, Iterator[bytes]]
@@ -162,30 +158,13 @@ def _as_json(one: Held, url: str) -> dict[str, Any]:
             "0020000D": {"vr": "UI", "Value": [one.study_instance_uid]},
             "0020000E": {"vr": "UI", "Value": [one.series_instance_uid]},
         }
-    found: dict[str, Any] = {}
-    for tag in ds:
-        if tag.tag.group != _GROUP_PIXELS:
-            found |= _element(tag)
-    found["00080005"] = {"vr": "CS", "Value": ["ISO_IR 192"]}  # JSON is UTF-8
+    # Tag by tag: walking over a data set reads each value, and the first bad one ends the walk.
+    found = as_json(ds, [tag for tag, _raw in ds.items() if tag.group != _GROUP_PIXELS])
     found["00083002"] = {"vr": "UI", "Value": [one.transfer_syntax_uid]}
     if pixels is not None:
         where = f"{url}/bulkdata" if pixels.length != 0xFFFFFFFF else f"{url}/frames/1"
         found[f"{pixels.tag:08X}"] = {"vr": "OW", "BulkDataURI": where}
     return dict(sorted(found.items()))
-
-
-def _element(element: DataElement) -> dict[str, Any]:
-    """One element; left out where its value is none."""
-    try:
-        ds = Dataset()
-        ds.add(element)
-        return ds.to_json_dict(
-            bulk_data_threshold=_BULK_BYTES,
-            bulk_data_element_handler=lambda _element: "",
-            suppress_invalid_tags=True,
-        )
-    except UNREADABLE:
-        return {}
 
 
 def _transcoded(found: Sequence[Held]) -> Iterator[tuple[str, Iterator[bytes]]]:

@@ -26,7 +26,8 @@ from dicom_gateway.web.dicomweb.attributes import (
     tag_of,
 )
 from dicom_gateway.web.dicomweb.catalogue import Catalogue
-from dicom_gateway.web.dicomweb.headers import UNREADABLE, HeaderUnreadable, read_elements
+from dicom_gateway.web.dicomweb.headers import HeaderUnreadable, read_elements
+from dicom_gateway.web.dicomweb.json_model import as_json
 from dicom_gateway.web.dicomweb.matching import condition
 
 LIMIT = 1000
@@ -285,12 +286,10 @@ def _more(path: Path, tags: list[int]) -> dict[str, Any]:
     if not tags:
         return {}
     try:
-        found = read_elements(path, [*tags, tag_of("SpecificCharacterSet")], max(tags))
-        if "SpecificCharacterSet" in found and tag_of("SpecificCharacterSet") not in tags:
-            del found.SpecificCharacterSet
-        return found.to_json_dict(bulk_data_threshold=1 << 10, suppress_invalid_tags=True)
-    except (HeaderUnreadable, OSError, *UNREADABLE):
+        ds = read_elements(path, [*tags, tag_of("SpecificCharacterSet")], max(tags))
+    except (HeaderUnreadable, OSError):
         return {}
+    return as_json(ds, tags)
 
 
 def _tags(value: str) -> list[int]:

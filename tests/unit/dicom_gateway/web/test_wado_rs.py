@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -262,3 +263,39 @@ def test_results_are_found_and_retrieved_beside_what_they_were_made_from(tmp_pat
         for (_, content), ds in zip(parts, (source, made), strict=True)
     ] == [True, True]
     assert elsewhere.status_code == 204
+
+
+def test_values_that_are_none_spoil_no_metadata(tmp_path: Path) -> None:
+    """JSON has no NaN, and an element of a wrong length is left out: of a study all is read."""
+    series = a_ct_series(frames=3)
+    series[0].add_new(0x00189073, "FD", float("nan"))
+    series[0].add_new(0x00189087, "FD", [1.5, float("-inf")])
+    series[1].add_new(0x00189073, "FD", 1.5)
+    with an_open_web(tmp_path) as web:
+        for ds in series:
+            kept = web.keeping.store.keep(an_arrival(ds))
+            if ds is series[1]:  # seven bytes of unsigned shorts
+                content, double = kept.path.read_bytes(), b"FD\x08\0" + struct.pack("<d", 1.5)
+                kept.path.write_bytes(content.replace(double, b"US\x07\0" + bytes(7)))
+        url = f"{web.url}/studies/{series[0].StudyInstanceUID}"
+        found = json.loads(ask(f"{url}/metadata").content, parse_constant=pytest.fail)
+        included = ask(f"{url}/instances?includefield=00189073,SliceThickness").json()
+    assert [one["00080018"]["Value"][0] for one in found] == [ds.SOPInstanceUID for ds in series]
+    assert found[0]["00189073"]["Value"] == ["NaN"]
+    assert found[0]["00189087"]["Value"] == [1.5, "-Infinity"]
+    assert [one["00180050"]["Value"] for one in included] == [[2.5]] * 3
+    assert ["00189073" in one for one in included] == [True, False, False]
+
+
+def test_long_binary_values_are_left_out_of_the_metadata(tmp_path: Path) -> None:
+    """Also within a sequence; no link leads nowhere."""
+    (ds,) = a_ct_series(frames=1)
+    ds.ICCProfile = bytes(4000)
+    item = Dataset()
+    item.ICCProfile, item.ColorSpace = bytes(4000), "SRGB"
+    ds.OpticalPathSequence = [item]
+    with an_open_web(tmp_path) as web:
+        web.keeping.store.keep(an_arrival(ds))
+        (found,) = ask(f"{web.url}/studies/{ds.StudyInstanceUID}/metadata").json()
+    assert "00282000" not in found
+    assert found["00480105"]["Value"] == [{"00282002": {"vr": "CS", "Value": ["SRGB"]}}]
