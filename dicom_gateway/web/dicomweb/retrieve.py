@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def objects(found: Sequence[Held], ranges: Sequence[MediaRange]) -> Answer:
             continue
         if is_single:
             syntax, body = next(files)
-            return f"{DICOM}; transfer-syntax={syntax}", body
+            # Whoever makes it ends with `files`: not before its last piece.
+            nothing = (piece for _, more in files for piece in more)
+            return f"{DICOM}; transfer-syntax={syntax}", chain(body, nothing)
         return _multipart(
             DICOM, ((f"{DICOM}; transfer-syntax={syntax}", None, body) for syntax, body in files)
         )

@@ -133,6 +133,16 @@ def test_explicit_little_endian_is_made_where_it_is_asked_for(
     assert str(JPEGLSLossless) in refused.json()["detail"]
 
 
+def test_one_object_is_made_as_a_file_too(web: OpenWeb, study: list[Dataset]) -> None:
+    """Explicit VR little endian without parts, from each of the others."""
+    accept = {"Accept": f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}"}
+    for uid in KINDS:
+        ds = of_series(study, uid)[0]
+        made = pydicom.dcmread(BytesIO(ask(instance_url(web, ds), headers=accept).content))
+        assert made.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+        assert np.array_equal(made.pixel_array, ds.pixel_array)
+
+
 def test_metadata_has_all_but_the_bulk(web: OpenWeb, study: list[Dataset]) -> None:
     """DICOM JSON for each instance; its pixels are a link that works."""
     for path, count in (("", 8), ("/series/1.2.1.1", 2)):
