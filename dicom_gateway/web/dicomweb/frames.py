@@ -16,13 +16,13 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 
 from dicom_gateway.web.dicomweb.headers import (
+    UNDEFINED_LENGTH,
     UNREADABLE,
     FoundPixels,
     HeaderUnreadable,
     read_header,
 )
 
-_UNDEFINED = 0xFFFFFFFF
 _PIXEL_BITS = {0x7FE00008: 32, 0x7FE00009: 64}
 
 
@@ -88,7 +88,7 @@ def _layout(path: Path, ds: Dataset, pixels: FoundPixels) -> FrameLayout:
     if number_of_frames < 1:
         msg = "it has no frame"
         raise HeaderUnreadable(msg)
-    if pixels.length == _UNDEFINED:
+    if pixels.length == UNDEFINED_LENGTH:
         extended = None
         if "ExtendedOffsetTable" in ds and "ExtendedOffsetTableLengths" in ds:
             extended = (ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths)

@@ -20,8 +20,6 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
 
-from dicom_gateway.walk import count_items
-
 # pydicom's validation answers with warnings that quote the value: never a patient's name.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
@@ -45,6 +43,9 @@ _WHOLE_HEADER_BYTES = 64 << 20
 _FEW_TAGS_BYTES = 2 << 20
 _ITEMS_LIMIT = 200_000
 """An enhanced object with 5000 frames has about 50,000; each takes a kilobyte here."""
+UNDEFINED_LENGTH = 0xFFFFFFFF
+"""Of encapsulated pixel data."""
+_ITEM = b"\xfe\xff\x00\xe0"
 _PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 
 
@@ -58,7 +59,7 @@ class FoundPixels:
 
     Attributes:
         tag: (7FE0,0010), or its floating-point kin.
-        length: In bytes; 0xFFFFFFFF where encapsulated.
+        length: In bytes; `UNDEFINED_LENGTH` where encapsulated.
         offset: Of the value in the file.
     """
 
@@ -75,7 +76,7 @@ def read_header(path: Path) -> tuple[Dataset, FoundPixels | None]:
         OSError: the file is gone or can't be read.
     """
     with path.open("rb") as file:
-        if count_items(file, _WHOLE_HEADER_BYTES) > _ITEMS_LIMIT:
+        if _items(file) > _ITEMS_LIMIT:
             msg = f"its header has more than {_ITEMS_LIMIT} sequence items"
             raise HeaderUnreadable(msg)
         file.seek(0)
@@ -133,6 +134,14 @@ class _Limited:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+
+def _items(file: BufferedReader) -> int:
+    count, left_bytes, end = 0, _WHOLE_HEADER_BYTES, b""
+    while left_bytes > 0 and (chunk := file.read(4 << 20)):
+        count += (end + chunk).count(_ITEM)
+        end, left_bytes = chunk[-3:], left_bytes - len(chunk)
+    return count
 
 
 def _pixels(file: BufferedReader, ds: Dataset) -> FoundPixels | None:

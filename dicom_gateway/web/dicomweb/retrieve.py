@@ -17,7 +17,7 @@ from typing import Any
 
 from dicom_gateway.web.answers import not_acceptable, not_found
 from dicom_gateway.web.dicomweb.frames import FrameLayout, find_frames
-from dicom_gateway.web.dicomweb.headers import HeaderUnreadable, read_header
+from dicom_gateway.web.dicomweb.headers import UNDEFINED_LENGTH, HeaderUnreadable, read_header
 from dicom_gateway.web.dicomweb.holdings import Held
 from dicom_gateway.web.dicomweb.json_model import as_json
 from dicom_gateway.web.dicomweb.media import (
@@ -94,22 +94,17 @@ def frames(one: Held, numbers: Sequence[int], ranges: Sequence[MediaRange], url:
     if not all(1 <= number <= layout.number_of_frames for number in numbers):
         raise not_found(f"frame; the instance has {layout.number_of_frames}")
     media, syntax = _frame_type(layout)
-    if media is None or not any(
-        wanted.takes(media) and wanted.takes_syntax(syntax) for wanted in ranges
-    ):
+    wanted = None if media is None else _first(ranges, media, syntax, len(numbers))
+    if media is None or wanted is None:
         what = f'type="{media}"; transfer-syntax={syntax}' if media else "no known media type"
         msg = f"the frames of this instance are given as multipart/related; {what}"
         raise not_acceptable(msg)
+    kind = f"{media}; transfer-syntax={syntax}"
+    if wanted.kind == media:
+        return kind, _frame(layout, numbers[0])
     return _multipart(
         media,
-        (
-            (
-                f"{media}; transfer-syntax={syntax}",
-                f"{url}/frames/{number}",
-                _frame(layout, number),
-            )
-            for number in numbers
-        ),
+        ((kind, f"{url}/frames/{number}", _frame(layout, number)) for number in numbers),
     )
 
 
@@ -122,20 +117,39 @@ def metadata(found: Sequence[Held], url_of: Callable[[Held], str]) -> Iterator[b
     yield b"[]" if separator == b"[" else b"]"
 
 
-def bulk_data(one: Held) -> Answer:
+def bulk_data(one: Held, ranges: Sequence[MediaRange]) -> Answer:
     """The pixel data of a native object, as it lies in its file.
 
     Raises:
-        HttpError: 404: it has none, or is encapsulated: those are asked for as frames.
+        HttpError: 404: it has none, or is encapsulated: those are asked for as frames; 406: it
+            is big-endian, which this media type isn't, or the peer accepts others only.
     """
     try:
-        layout = find_frames(one.path)
+        ds, pixels = read_header(one.path)
     except (HeaderUnreadable, OSError) as error:
         raise not_found("bulk data") from error
-    if layout.frame_bytes is None:
+    if pixels is None:
+        raise not_found("bulk data")
+    if pixels.length == UNDEFINED_LENGTH:
         raise not_found("bulk data; ask for the frames")
-    whole = _pieces(one.path, layout.offset, layout.frame_bytes * layout.number_of_frames)
+    wanted = _first(ranges, OCTETS, EXPLICIT_LITTLE_ENDIAN, 1)
+    if wanted is None or not ds.original_encoding[1]:
+        msg = f"bulk data is given as {OCTETS}, and of little-endian objects only"
+        raise not_acceptable(msg)
+    whole = _pieces(one.path, pixels.offset, pixels.length)
+    if wanted.kind == OCTETS:
+        return OCTETS, whole
     return _multipart(OCTETS, iter([(OCTETS, None, whole)]))
+
+
+def _first(ranges: Sequence[MediaRange], media: str, syntax: str, count: int) -> MediaRange | None:
+    """What the peer likes best of what it can be given; a body without parts only of one thing."""
+    for wanted in ranges:
+        if wanted.kind == media and count > 1:
+            continue
+        if wanted.takes(media) and wanted.takes_syntax(syntax):
+            return wanted
+    return None
 
 
 def _frame_type(layout: FrameLayout) -> tuple[str | None, str]:
@@ -165,7 +179,7 @@ def _as_json(one: Held, url: str) -> dict[str, Any]:
     found = as_json(ds, [tag for tag, _raw in ds.items() if tag.group != _GROUP_PIXELS])
     found["00083002"] = {"vr": "UI", "Value": [one.transfer_syntax_uid]}
     if pixels is not None:
-        where = f"{url}/bulkdata" if pixels.length != 0xFFFFFFFF else f"{url}/frames/1"
+        where = f"{url}/bulkdata" if pixels.length != UNDEFINED_LENGTH else f"{url}/frames/1"
         found[f"{pixels.tag:08X}"] = {"vr": "OW", "BulkDataURI": where}
     return dict(sorted(found.items()))
 

@@ -178,7 +178,7 @@ class _Dicomweb:
     async def bulk_data(self, request: Request) -> Response:
         """WADO-RS, native pixel data as one piece of bulk data."""
         (one,) = await self._found(request)
-        kind, body = await run_in_threadpool(retrieve.bulk_data, one)
+        kind, body = await run_in_threadpool(retrieve.bulk_data, one, accepted(request))
         return StreamingResponse(body, media_type=kind)
 
     async def _found(self, request: Request) -> list[Held]:

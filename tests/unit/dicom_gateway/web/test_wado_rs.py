@@ -14,6 +14,7 @@ import pytest
 import requests
 from pydicom import Dataset
 from pydicom.uid import (
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGLSLossless,
@@ -183,6 +184,57 @@ def test_frames_are_cut_out(web: OpenWeb, study: list[Dataset], series: str, kin
     assert ask(url, headers=jpeg).status_code == 406
     assert ask(instance_url(web, ds) + "/frames/2").status_code == 404
     assert ask(instance_url(web, ds) + "/frames/0").status_code == 400
+
+
+@pytest.mark.parametrize("place", ["/frames/1", "/bulkdata"])
+def test_who_takes_no_parts_gets_the_bytes_alone(
+    web: OpenWeb, study: list[Dataset], place: str
+) -> None:
+    """As the media type that was asked for; of several frames it can't be given."""
+    url = instance_url(web, study[0])
+    answer = ask(url + place, headers={"Accept": "application/octet-stream"})
+    assert answer.headers["content-type"].startswith("application/octet-stream")
+    assert answer.content == study[0].PixelData
+    assert ask(url + place, headers={"Accept": "image/png"}).status_code == 406
+    both = ask(url + "/frames/1,1", headers={"Accept": "application/octet-stream"})
+    assert both.status_code == 406
+
+
+def test_big_endian_objects_are_given_as_they_are_only(tmp_path: Path) -> None:
+    """Nobody gets their pixels under the name of another byte order, or half an answer."""
+    (ds,) = a_ct_series(frames=1)
+    ds.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    ds.PixelData = ds.pixel_array.astype(">i2").tobytes()
+    little = f"transfer-syntax={ExplicitVRLittleEndian}"
+    with an_open_web(tmp_path) as web:
+        web.keeping.store.keep(an_arrival(ds))
+        study = f"{web.url}/studies/{ds.StudyInstanceUID}"
+        one = f"{study}/series/{ds.SeriesInstanceUID}/instances/{ds.SOPInstanceUID}"
+        ((_, content),) = parts_of(ask(study))
+        refused = [
+            ask(url, headers={"Accept": accept}).status_code
+            for url, accept in (
+                (study, f"{DICOM}; {little}"),
+                (one, f"application/dicom; {little}"),
+                (f"{one}/frames/1", "*/*"),
+                (f"{one}/bulkdata", "*/*"),
+            )
+        ]
+    assert content.endswith(encoded(ds))
+    assert refused == [406] * 4
+
+
+def test_bits_come_as_bulk_data_where_frames_do_not_begin_at_a_byte(tmp_path: Path) -> None:
+    """As in a segmentation of an odd size: the link in its metadata works."""
+    (ds,) = a_ct_series(frames=1)
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 1, 1, 0, 0
+    ds.Rows, ds.Columns, ds.NumberOfFrames = 3, 3, 3  # 27 bits, in four bytes
+    ds.PixelData = b"\1\2\3\4"
+    with an_open_web(tmp_path) as web:
+        web.keeping.store.keep(an_arrival(ds))
+        (found,) = ask(f"{web.url}/studies/{ds.StudyInstanceUID}/metadata").json()
+        ((_, content),) = parts_of(ask(found["7FE00010"]["BulkDataURI"]))
+    assert content == ds.PixelData
 
 
 def test_several_frames_of_one_object(tmp_path: Path) -> None:
