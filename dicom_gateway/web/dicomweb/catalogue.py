@@ -71,7 +71,7 @@ class Catalogue:
         self._stopping.set()
 
     def refresh(self) -> int:
-        """Reads the headers of whatever came since; gives how many.
+        """Reads the headers of whatever has come until now; gives how many.
 
         Raises:
             DatabaseUnavailable: the index does not answer.
@@ -81,14 +81,19 @@ class Catalogue:
             if time.monotonic() - self._marked_at_s > _ALL_AGAIN_S:
                 self._mark, self._marked_at_s = 0, time.monotonic()
             while not self._stopping.is_set():
-                missing = self._missing()
-                if not missing:
-                    break
-                self._write([_row(one) for one in missing])
+                missing, newest = self._missing()
+                if missing:
+                    self._write([_row(one) for one in missing])
                 count += len(missing)
+                # What has come meanwhile is for the next question: one that wanted that too
+                # would wait for as long as a modality sends.
+                if newest is not None:
+                    self._mark = max(0, newest - _OVERLAP)
+                    break
         return count
 
-    def _missing(self) -> list[_Missing]:
+    def _missing(self) -> tuple[list[_Missing], int | None]:
+        """Some of what isn't there yet; the newest instance's id where that is all of it."""
         with reading(self.engine) as connection:
             newest = connection.execute(sa.select(sa.func.max(instances.c.id))).scalar() or 0
             kept = connection.execute(
@@ -105,9 +110,7 @@ class Catalogue:
                 .where(catalogue.c.id.is_(None))
                 .limit(_BATCH)
             ).all()
-        if not kept:
-            self._mark = max(0, newest - _OVERLAP)
-        return [
+        missing = [
             _Missing(
                 row.id,
                 None,
@@ -134,6 +137,7 @@ class Catalogue:
             )
             for row in made
         ]
+        return missing, newest if max(len(kept), len(made)) < _BATCH else None
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         try:

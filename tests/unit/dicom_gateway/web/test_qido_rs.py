@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from pydicom import Dataset
 
 from dicom_gateway.database import arrivals, instances, transaction
+from dicom_gateway.web import Catalogue
 from tests.support.databases import an_empty_index
 from tests.support.dicom import (
     CANARY,
@@ -204,3 +206,24 @@ def test_a_deleted_object_is_found_no_more_and_an_unreadable_one_by_its_uids(
         assert studies(web, f"StudyInstanceUID={unreadable.StudyInstanceUID}") == [
             unreadable.StudyInstanceUID
         ]
+
+
+def test_a_question_waits_for_no_object_that_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However busily a modality sends: here one more has come whenever the last is catalogued."""
+    series = iter(a_ct_series(frames=20))
+    write = Catalogue._write
+    with an_open_web(tmp_path) as web:
+
+        def while_another_comes(catalogue: Catalogue, rows: list[dict[str, object]]) -> None:
+            write(catalogue, rows)
+            for ds in islice(series, 1):
+                web.keeping.store.keep(an_arrival(ds))
+
+        monkeypatch.setattr(Catalogue, "_write", while_another_comes)
+        web.keeping.store.keep(an_arrival(next(series)))
+        assert [web.catalogue.refresh() for _ in range(3)] == [1, 1, 1]
+        monkeypatch.undo()
+        assert web.catalogue.refresh() == 1
+        assert web.catalogue.refresh() == 0
