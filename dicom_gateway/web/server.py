@@ -104,6 +104,10 @@ class WebServer:
         # Connections have it from here. asyncio sets it only for sockets that name their protocol,
         # and an answer, header and body in two pieces, would wait 40 ms for the peer's word.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A connection that is closed waits in the kernel until its peer has read all of it, and
+        # one that reads nothing would keep it for ever.
+        timeout_ms = int(self._settings.idle_timeout_s * 1000)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         self._config.load()
         self._config.ssl = self._tls
         # uvicorn hands no other time on; a silent TLS peer needs no minute to say hello.
