@@ -54,8 +54,6 @@ def as_answer(error: HttpError | GatewayError) -> JSONResponse:
     headers = {}
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["retry-after"] = str(RETRY_AFTER_S)
-    if status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
-        headers["connection"] = "close"  # the rest of the body is not read
     return JSONResponse(
         {"error": error.code, "detail": str(error)}, status_code=status, headers=headers
     )

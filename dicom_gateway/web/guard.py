@@ -92,8 +92,7 @@ class Guard:
             answer = JSONResponse(
                 {"error": "not_known", "detail": "say who you are with a bearer token that I know"},
                 status_code=HTTPStatus.UNAUTHORIZED,
-                # The body isn't read: the connection can't go on.
-                headers={"www-authenticate": "Bearer", "connection": "close"},
+                headers={"www-authenticate": "Bearer"},
             )
             await answer(scope, receive, send)
             await self._tell(scope, None, HTTPStatus.UNAUTHORIZED)

@@ -70,7 +70,7 @@ class ActiveLimit:
             answer = JSONResponse(
                 {"error": "busy", "detail": "too many requests are under way; try again soon"},
                 status_code=503,
-                headers={"retry-after": "5", "connection": "close"},
+                headers={"retry-after": "5"},
             )
             await answer(scope, receive, send)
             return

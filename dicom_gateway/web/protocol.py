@@ -3,7 +3,9 @@
 In: bytes. Out: uvicorn's requests. Nothing is kept beyond the connections that are open.
 
 Whoever says nothing takes no place from those that have something to say: of too many silent
-connections the oldest is closed.
+connections the oldest is closed. One whose request is answered before its body has come counts as
+silent: the rest goes by unread, for as long as a header may take. To close at once would take the
+answer from a peer that reads it only when it has sent all.
 """
 
 from __future__ import annotations

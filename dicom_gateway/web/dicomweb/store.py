@@ -122,8 +122,6 @@ def _answer(reception: Reception, base_url: str, cut: Refused | None = None) -> 
         answer.headers.append("warning", f'299 tritome "{reason.replace(chr(34), chr(39))}"')
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         answer.headers["retry-after"] = str(RETRY_AFTER_S)
-    if cut is not None:
-        answer.headers["connection"] = "close"
     return answer
 
 

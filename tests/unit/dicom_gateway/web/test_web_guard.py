@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 from pydantic import ValidationError
@@ -16,7 +19,7 @@ from dicom_gateway.errors import ConfigurationError
 from dicom_gateway.web.protocol import LimitedHttp
 from dicom_gateway.web.server import WebServer
 from tests.support.certificates import an_authority
-from tests.support.dicom import a_ct_series, as_file_bytes
+from tests.support.dicom import a_ct_series, an_arrival, as_file_bytes
 from tests.support.dicomweb import TOKEN, an_open_web, ask, multipart
 from tests.support.patience import until
 
@@ -168,6 +171,37 @@ def test_a_body_that_stalls_is_given_up_and_its_series_knows(tmp_path: Path) -> 
         assert b" 408 " in peer.recv(100)
         until(lambda: web.ended)
         assert [in_order for _, in_order in web.ended] == [False]
+
+
+def test_who_sends_much_still_reads_why_it_is_not_taken(tmp_path: Path) -> None:
+    """Most clients read nothing before all is sent; the answer waits for them."""
+    body, kind = multipart([bytes(64 << 20)])
+    stow = {"max-request-bytes": 1 << 20}
+    with an_open_web(
+        tmp_path / "store", stow=stow, callers=[a_caller(tmp_path, "SCANNER", TOKEN)]
+    ) as web:
+        answers = []
+        for token in ("x" * 20, TOKEN):
+            with closing(HTTPConnection("127.0.0.1", web.port, timeout=60)) as peer:
+                peer.request("POST", "/dicom-web/studies", body, kind | bearer(token))
+                answers.append(peer.getresponse().status)
+    assert answers == [401, 413]
+
+
+def test_a_peer_that_reads_nothing_keeps_no_connection(tmp_path: Path) -> None:
+    """Neither while its answer is under way, nor when the gateway has closed it."""
+    (ds,) = a_ct_series(frames=1, rows=2048, columns=4096)
+    own = psutil.Process()
+    with (
+        an_open_web(tmp_path, **{"idle-timeout-s": 0.5}) as web,
+        socket.create_connection(("127.0.0.1", web.port)) as peer,
+    ):
+        web.keeping.store.keep(an_arrival(ds))
+        study = f"/dicom-web/studies/{ds.StudyInstanceUID}"
+        peer.sendall(f"GET {study} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        until(lambda: select.select([peer], [], [], 0)[0])
+        name = peer.getsockname()
+        until(lambda: name not in [one.raddr for one in own.net_connections("tcp")])
 
 
 def test_too_long_a_header_is_400(tmp_path: Path) -> None:
