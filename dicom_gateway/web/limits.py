@@ -10,6 +10,8 @@ import asyncio
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dicom_gateway.web.guard import OPEN_TO_ALL
+
 
 class IdleLimit:
     """ASGI middleware: a silent peer counts as gone.
@@ -54,6 +56,9 @@ class IdleLimit:
 class ActiveLimit:
     """ASGI middleware: so many requests at once, 503 for the others.
 
+    What is open to all isn't counted: it takes no time, and a supervisor that is told 503 would
+    end a gateway that only has much to do.
+
     Args:
         app: What lies behind.
         limit: Requests under way.
@@ -66,6 +71,9 @@ class ActiveLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Of ASGI."""
+        if scope["type"] == "http" and scope["path"] in OPEN_TO_ALL:
+            await self._app(scope, receive, send)
+            return
         if self._under_way >= self._limit:
             answer = JSONResponse(
                 {"error": "busy", "detail": "too many requests are under way; try again soon"},

@@ -49,4 +49,4 @@ Heard = Callable[[str | None, str, str, str, int], None]
 status; may block."""
 
 Health = Callable[[], Mapping[str, str]]
-"""What is not well: name of the part -> one sentence; empty where all is well."""
+"""What is not well: name of the part -> one sentence; empty where all is well. Never blocks."""

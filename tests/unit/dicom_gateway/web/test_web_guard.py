@@ -223,6 +223,22 @@ def test_health_says_only_that_something_is_wrong(tmp_path: Path) -> None:
     assert answer.json() == {"status": "not well", "parts": ["judge"]}
 
 
+def test_health_is_answered_however_busy_the_gateway_is(tmp_path: Path) -> None:
+    """A supervisor must not end it for that."""
+    request = (
+        "POST /dicom-web/studies HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n"
+        "Content-Type: multipart/related; boundary=B\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with ExitStack() as stack:
+        web = stack.enter_context(an_open_web(tmp_path, **{"max-connections": 2}))
+        for _ in range(2):
+            peer = stack.enter_context(socket.create_connection(("127.0.0.1", web.port)))
+            peer.sendall(request.encode())
+            assert b" 100 " in peer.recv(100)
+        assert ask(f"{web.url}/studies").status_code == 503
+        assert ask(f"http://127.0.0.1:{web.port}/health").status_code == 200
+
+
 def test_a_busy_port_is_said_with_its_setting(tmp_path: Path) -> None:
     """The operator reads what to change."""
     with an_open_web(tmp_path) as web:
