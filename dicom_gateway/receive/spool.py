@@ -95,7 +95,9 @@ class PartSpool:
                 self._map.close()
             self._map = None
         if self._file is not None:
-            self._file.close()
+            # What the disk didn't take is written once more, and fails once more.
+            with suppress(OSError):
+                self._file.close()
             self._file = None
 
     def _read_meta(self, *, is_all: bool) -> None:

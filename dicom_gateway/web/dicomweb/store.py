@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from dicom_gateway.config_web import StowSettings
-from dicom_gateway.errors import BadRequest, GatewayError, Refused, RequestTooLarge
+from dicom_gateway.errors import BadRequest, Refused, RequestTooLarge
 from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.records import Reception
 from dicom_gateway.web.answers import RETRY_AFTER_S, HttpError, http_status
@@ -103,13 +103,12 @@ async def _take(request: Request, body: Body) -> Reception:
         return await run_in_threadpool(body.finish)
     except ClientDisconnect as error:
         _log.warning("a body was broken off", kept=len(body.reception.kept))
-        await run_in_threadpool(body.abort)
         msg = "the body didn't come to its end in time"
         raise HttpError(HTTPStatus.REQUEST_TIMEOUT, "broken_off", msg) from error
-    except (GatewayError, asyncio.CancelledError):
-        # Shielded: also where this task is cancelled, its series must not wait for ever.
+    finally:
+        # Nothing where it has ended in order. Else, whatever ended it, its series must not wait
+        # for ever; shielded, as this task may be cancelled.
         await asyncio.shield(run_in_threadpool(body.abort))
-        raise
 
 
 def _answer(reception: Reception, base_url: str, cut: Refused | None = None) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +146,27 @@ def test_trouble_of_ours_is_answered_and_logged_without_the_patient(
     written = capsys.readouterr()
     assert "ValueError" in written.out + written.err
     assert CANARY not in written.out + written.err + str(reception)
+
+
+def test_a_part_that_the_disk_does_not_take_costs_no_other_one_anything(tmp_path: Path) -> None:
+    """Out of resources, also where the rest of it fails once more when its file is closed."""
+    large = a_ct_series(frames=1, rows=2048, columns=1536)
+    small = a_ct_series(frames=2, rows=8, columns=8)
+    limits = BodyLimits(request_bytes=1 << 24, part_bytes=1 << 24, part_memory_bytes=4096)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with a_store(tmp_path) as keeping:
+        intake = Intake(keeping)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, before[1]))
+        try:
+            reception = intake.take(files_of([small[0], *large, small[1]]), limits=limits)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert [one.status for one in reception.refused] == [0xA700]
+    assert [one.sop_instance_uid for one in reception.kept] == [
+        str(ds.SOPInstanceUID) for ds in small
+    ]
+    assert intake.ended == [True]
 
 
 def test_a_body_that_breaks_off_keeps_what_came_whole(tmp_path: Path) -> None:
