@@ -68,7 +68,7 @@ class Audit:
         """To be run in a thread, where there is a collector."""
         self._log = get_logger(room="observe")
         self._lock = threading.Lock()
-        self._told: dict[tuple[str, str, str], float] = {}
+        self._told: dict[tuple[str, str, str, Outcome], float] = {}
         self._repeats = Repeats()
         self._spool: AuditSpool | None = None
         if not self._audit.enabled:
@@ -235,7 +235,7 @@ class Audit:
             self._write(Event(EventKind.QUERY, "E", outcome, parties=who, query="QIDO-RS"))
             return
         study = _STUDY.search(path)
-        if study is None or not self._is_news((calling_ae_title, host_ip, study[1])):
+        if study is None or not self._is_news((calling_ae_title, host_ip, study[1], outcome)):
             return
         self._write(
             Event(
@@ -248,8 +248,11 @@ class Audit:
             )
         )
 
-    def _is_news(self, what: tuple[str, str, str]) -> bool:
-        """A viewer asks for a study frame by frame: that is one access in a minute."""
+    def _is_news(self, what: tuple[str, str, str, Outcome]) -> bool:
+        """A viewer asks for a study frame by frame: that is one access in a minute.
+
+        One that succeeds after one that didn't is another one.
+        """
         with self._lock:
             now = time.monotonic()
             self._told = {one: at for one, at in self._told.items() if now - at < _ONE_ACCESS_S}

@@ -142,6 +142,20 @@ def test_who_was_turned_away_and_who_asked_is_told(tmp_path: Path) -> None:
     ]
 
 
+def test_an_access_after_one_in_vain_is_told_too(tmp_path: Path) -> None:
+    """Who was given nothing, asks anew in another way, and then has the study."""
+    path = "/dicom-web/studies/1.2.3"
+    with a_store(tmp_path) as keeping:
+        audit = Audit(settings_of(tmp_path), keeping.engine)
+        for status in (406, 406, 200, 200):
+            audit.heard("VIEWER", "10.0.0.7", "GET", path, status)
+
+    assert [what(one) for one in messages(tmp_path)] == [
+        ("DICOM Instances Accessed", "4"),
+        ("DICOM Instances Accessed", "0"),
+    ]
+
+
 def test_a_stranger_cannot_fill_the_trail(tmp_path: Path) -> None:
     """The first of his attempts is told, and how many more there were."""
     engine = sa.create_engine("sqlite://")
