@@ -49,14 +49,23 @@ def condition(keyword: str, value: str, dialect: str) -> sa.ColumnElement[bool] 
     if kind in ("date", "time"):
         return _range(keyword, column, value, _DATES if kind == "date" else _TIMES)
     if kind == "name":
-        # Names are compared without regard to case, as PS3.4 C.2.2.2.1 allows; a name without
-        # its trailing carets is the same name.
-        value = value.casefold().rstrip("^")
+        return _name(column, value.casefold().rstrip("^"), dialect)
     if "*" in value or "?" in value:
         return _wildcard(column, value, dialect)
-    if kind == "name":
-        return sa.or_(column == value, _wildcard(column, value + "^*", dialect))
     return column == value
+
+
+def _name(
+    column: sa.ColumnElement[str] | sa.ColumnElement[int], name: str, dialect: str
+) -> sa.ColumnElement[bool]:
+    """Without regard to case, as PS3.4 C.2.2.2.1 allows; trailing components may be left out.
+
+    A name may be there in three scripts (PS3.5 6.2.1): each of them is that name.
+    """
+    ends = ["", "=*"] if "*" in name or "?" in name else ["", "=*", "^*"]
+    return sa.or_(
+        *(_wildcard(column, start + name + end, dialect) for start in ("", "*=") for end in ends)
+    )
 
 
 def _range(

@@ -108,7 +108,7 @@ def understand(
         elif name == "includefield":
             everything = everything or value == "all"
             included += _tags(value)
-        elif name != "accept":
+        elif name not in ("accept", "charset"):  # answers are in UTF-8
             keyword = keyword_of(name)
             if keyword not in MATCHED or MATCHED[keyword][0] not in (level, *parents):
                 # Leaving it out would answer with what was not asked for.

@@ -52,7 +52,8 @@ def _studies() -> list[Dataset]:
     for ds in second:
         ds.PatientName, ds.PatientID, ds.AccessionNumber = "Meier^Bob^^Dr", "p1", "A2"
         ds.StudyDate, ds.StudyTime = "20260120", "235959.5"
-    third[0].PatientName, third[0].PatientID = "Zed", "P3"
+    third[0].SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+    third[0].PatientName, third[0].PatientID = "Yamada^Zed=山田^太郎=やまだ^たろう", "P3"
     third[0].StudyDate = ""
     return [*first, report, *second, *third]
 
@@ -77,6 +78,15 @@ def studies(web: OpenWeb, query: str, root: str = "") -> list[str]:
         ("PatientName=MEIER*", ["1.2.2"]),
         ("PatientName=Meier%5EBob%5E%5EDr%5E", ["1.2.2"]),
         ("PatientName=Meier", ["1.2.2"]),
+        ("PatientName=yamada^zed", ["1.2.3"]),
+        ("PatientName=Yamada", ["1.2.3"]),
+        ("PatientName=山田^太郎", ["1.2.3"]),
+        ("PatientName=山田", ["1.2.3"]),
+        ("PatientName=やまだ^たろう", ["1.2.3"]),
+        ("PatientName=山?^*", ["1.2.3"]),
+        ("PatientName=Zed", []),
+        ("PatientName=太郎", []),
+        ("PatientName=Yama", []),
         ("AccessionNumber=A1", ["1.2.1"]),
         ("StudyDescription=chest*", []),
         ("StudyDescription=Chest%20%5Blow%5D*", ["1.2.1"]),
@@ -94,10 +104,11 @@ def studies(web: OpenWeb, query: str, root: str = "") -> list[str]:
         ("limit=1", ["1.2.1"]),
         ("limit=1&offset=1", ["1.2.2"]),
         ("offset=3", []),
+        ("PatientID=P1&charset=utf-8&accept=application/json", ["1.2.1"]),
     ],
 )
 def test_studies_are_found(web: OpenWeb, query: str, expected: list[str]) -> None:
-    """Single values, wildcards, ranges, lists; names without regard to case."""
+    """Single values, wildcards, ranges, lists; names without regard to case, in each script."""
     assert studies(web, query) == expected
 
 
