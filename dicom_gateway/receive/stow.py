@@ -309,9 +309,13 @@ def parse_content_type(text: str) -> tuple[str, dict[str, str]]:
 
     Source: RFC 9110 8.3.1 and 5.6.6.
     """
-    from email.message import Message  # noqa: PLC0415 - the standard library's parser
+    # The standard library's parser.
+    from email.message import Message  # noqa: PLC0415
+    from email.utils import collapse_rfc2231_value  # noqa: PLC0415
 
     message = Message()
     message["content-type"] = text.replace("\r", " ").replace("\n", " ")
     found = message.get_params(header="content-type") or [("", "")]
-    return found[0][0].lower(), {name.lower(): value for name, value in found[1:]}
+    return found[0][0].lower(), {
+        name.lower(): collapse_rfc2231_value(value) for name, value in found[1:]
+    }

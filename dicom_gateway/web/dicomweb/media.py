@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
+from email.utils import collapse_rfc2231_value
 
 from starlette.requests import Request
 
@@ -65,7 +66,11 @@ class MediaRange:
 def accepted(request: Request) -> list[MediaRange]:
     """What the peer takes, the best first; anything where it says nothing."""
     # PS3.18 8.3.3.1: the query parameter stands for a header that a browser can't set.
-    headers = request.query_params.getlist("accept") or request.headers.getlist("accept")
+    # A plus sign that isn't written as %2B arrives there as a space.
+    asked = [
+        one.replace("dicom json", "dicom+json") for one in request.query_params.getlist("accept")
+    ]
+    headers = asked or request.headers.getlist("accept")
     ranges = [_range(text) for header in headers for text in _split(header) if text.strip()]
     ranges = [one for one in ranges if one.q > 0]
     if not headers:
@@ -78,7 +83,7 @@ def _range(text: str) -> MediaRange:
     message["content-type"] = text.strip()
     found = message.get_params(header="content-type") or [("*/*", "")]
     kind = found[0][0].lower()
-    parameters = {name.lower(): value for name, value in found[1:]}
+    parameters = {name.lower(): collapse_rfc2231_value(value) for name, value in found[1:]}
     part = parameters.get("type", "*/*").lower() if kind == "multipart/related" else kind
     try:
         q = float(parameters.get("q", "1"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
+from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -207,7 +208,7 @@ class _Dicomweb:
 
     def _base_url(self, request: Request, title: str | None) -> str:
         outside = self._settings.public_url or str(request.base_url.replace(path="")).rstrip("/")
-        return f"{outside}{ROOT}" + (f"/{title.replace(' ', '%20')}" if title else "")
+        return f"{outside}{ROOT}" + (f"/{quote(title, safe='')}" if title else "")
 
 
 def _url(base_url: str, one: Held) -> str:

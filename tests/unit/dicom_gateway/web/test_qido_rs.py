@@ -195,8 +195,11 @@ def test_only_json_is_answered(web: OpenWeb) -> None:
     """406 for others."""
     xml = {"Accept": 'multipart/related; type="application/dicom+xml"'}
     assert ask(f"{web.url}/studies", headers=xml).status_code == 406
-    many = {"Accept": "text/html, application/json;q=0.5"}
-    assert ask(f"{web.url}/studies", headers=many).status_code == 200
+    for accept in ("text/html, application/json;q=0.5", "application/dicom*=utf-8''x, */*"):
+        assert ask(f"{web.url}/studies", headers={"Accept": accept}).status_code == 200
+    extended = {"Accept": "multipart/related; type*=utf-8''application%2Fdicom"}
+    assert ask(f"{web.url}/studies", headers=extended).status_code == 406
+    assert ask(f"{web.url}/studies?accept=application/dicom+json", headers=xml).status_code == 200
 
 
 def test_a_deleted_object_is_found_no_more_and_an_unreadable_one_by_its_uids(

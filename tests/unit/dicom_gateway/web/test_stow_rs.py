@@ -60,6 +60,23 @@ def test_objects_go_to_the_title_of_the_path_and_to_no_unknown_one(web: OpenWeb)
     assert answer.status_code == HTTPStatus.NOT_FOUND
 
 
+def test_links_below_any_title_lead_to_the_object(tmp_path: Path) -> None:
+    """An AE title may have characters that mean something in a URL."""
+    (ds,) = a_ct_series(frames=1)
+    with an_open_web(tmp_path, titles=["CT#1 [a]?"]) as web:
+        answer = store(f"{web.url}/CT%231%20%5Ba%5D%3F/studies", [as_file_bytes(ds)])
+        link = answer.json()["00081199"]["Value"][0]["00081190"]["Value"][0]
+        assert ask(link).status_code == HTTPStatus.OK
+
+
+def test_a_boundary_in_any_notation_is_understood(web: OpenWeb) -> None:
+    """Quoted, or extended as RFC 2231 has it."""
+    body, _ = multipart([as_file_bytes(a_ct_series(frames=1)[0])], boundary="a=b")
+    for boundary in ('boundary="a=b"', "boundary*=utf-8''a%3Db"):
+        headers = {"Content-Type": f"multipart/related; type=application/dicom; {boundary}"}
+        assert ask(f"{web.url}/studies", "POST", data=body, headers=headers).ok
+
+
 def test_some_refused_is_202_and_all_refused_is_409(web: OpenWeb) -> None:
     """With the failure reasons, and the names of the reasons as warnings."""
     first, second = a_ct_series(frames=2)
