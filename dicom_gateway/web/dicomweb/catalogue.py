@@ -16,6 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from sqlalchemy.exc import IntegrityError
 
 from dicom_gateway.database import catalogue, instances, jobs, reading, results, transaction
@@ -192,7 +193,9 @@ def _row(one: _Missing) -> dict[str, Any]:
 def _text(ds: Dataset, keyword: str) -> str:
     try:
         value = ds.get(keyword)
-        text = "" if value is None else str(value).strip().rstrip("\0")
+        # A backslash in a description makes several values of it (PS3.5 6.4).
+        values = value if isinstance(value, MultiValue) else [] if value is None else [value]
+        text = "\\".join(map(str, values)).strip().rstrip("\0")
     except UNREADABLE:
         return ""
     # PostgreSQL stores no NUL, and an attribute that long is none.

@@ -52,6 +52,7 @@ def _studies() -> list[Dataset]:
     for ds in second:
         ds.PatientName, ds.PatientID, ds.AccessionNumber = "Meier^Bob^^Dr", "p1", "A2"
         ds.StudyDate, ds.StudyTime = "20260120", "235959.5"
+        ds.StudyDescription = "Thorax\\Abdomen"
     third[0].SpecificCharacterSet = ["", "ISO 2022 IR 87"]
     third[0].PatientName, third[0].PatientID = "Yamada^Zed=山田^太郎=やまだ^たろう", "P3"
     third[0].StudyDate = ""
@@ -90,6 +91,8 @@ def studies(web: OpenWeb, query: str, root: str = "") -> list[str]:
         ("AccessionNumber=A1", ["1.2.1"]),
         ("StudyDescription=chest*", []),
         ("StudyDescription=Chest%20%5Blow%5D*", ["1.2.1"]),
+        ("StudyDescription=Thorax%5CAbdomen", ["1.2.2"]),
+        ("StudyDescription=Thorax*", ["1.2.2"]),
         ("StudyDate=20260110", ["1.2.1"]),
         ("StudyDate=20260110-20260120", ["1.2.1", "1.2.2"]),
         ("StudyDate=-20260119", ["1.2.1"]),
