@@ -26,6 +26,7 @@ from dicom_gateway.web.protocol import LimitedHttp, Lobby
 
 _KEEP_ALIVE_S = 5
 _GRACE_S = 5
+_LONGEST_MS = 2**31 - 1
 
 
 class WebServer:
@@ -106,7 +107,7 @@ class WebServer:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A connection that is closed waits in the kernel until its peer has read all of it, and
         # one that reads nothing would keep it for ever.
-        timeout_ms = int(self._settings.idle_timeout_s * 1000)
+        timeout_ms = min(int(self._settings.idle_timeout_s * 1000), _LONGEST_MS)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         self._config.load()
         self._config.ssl = self._tls

@@ -21,6 +21,7 @@ from dicom_gateway.web.dicomweb.headers import UNDEFINED_LENGTH, HeaderUnreadabl
 from dicom_gateway.web.dicomweb.holdings import Held
 from dicom_gateway.web.dicomweb.json_model import as_json
 from dicom_gateway.web.dicomweb.media import (
+    ANY_SYNTAX,
     DICOM,
     EXPLICIT_LITTLE_ENDIAN,
     FRAME_TYPES,
@@ -94,13 +95,14 @@ def frames(one: Held, numbers: Sequence[int], ranges: Sequence[MediaRange], url:
     if not all(1 <= number <= layout.number_of_frames for number in numbers):
         raise not_found(f"frame; the instance has {layout.number_of_frames}")
     media, syntax = _frame_type(layout)
-    wanted = None if media is None else _first(ranges, media, syntax, len(numbers))
-    if media is None or wanted is None:
+    way = None if media is None else _way(ranges, media, syntax, len(numbers))
+    if way is None:
         what = f'type="{media}"; transfer-syntax={syntax}' if media else "no known media type"
         msg = f"the frames of this instance are given as multipart/related; {what}"
         raise not_acceptable(msg)
+    media, is_single = way
     kind = f"{media}; transfer-syntax={syntax}"
-    if wanted.kind == media:
+    if is_single:
         return kind, _frame(layout, numbers[0])
     return _multipart(
         media,
@@ -132,23 +134,29 @@ def bulk_data(one: Held, ranges: Sequence[MediaRange]) -> Answer:
         raise not_found("bulk data")
     if pixels.length == UNDEFINED_LENGTH:
         raise not_found("bulk data; ask for the frames")
-    wanted = _first(ranges, OCTETS, EXPLICIT_LITTLE_ENDIAN, 1)
-    if wanted is None or not ds.original_encoding[1]:
+    way = _way(ranges, OCTETS, EXPLICIT_LITTLE_ENDIAN, 1)
+    if way is None or not ds.original_encoding[1]:
         msg = f"bulk data is given as {OCTETS}, and of little-endian objects only"
         raise not_acceptable(msg)
     whole = _pieces(one.path, pixels.offset, pixels.length)
-    if wanted.kind == OCTETS:
+    if way[1]:
         return OCTETS, whole
     return _multipart(OCTETS, iter([(OCTETS, None, whole)]))
 
 
-def _first(ranges: Sequence[MediaRange], media: str, syntax: str, count: int) -> MediaRange | None:
-    """What the peer likes best of what it can be given; a body without parts only of one thing."""
+def _way(
+    ranges: Sequence[MediaRange], media: str, syntax: str, count: int
+) -> tuple[str, bool] | None:
+    """As which media type the peer likes best to have it, and whether without parts."""
     for wanted in ranges:
-        if wanted.kind == media and count > 1:
+        # So viewers ask for what is there, compressed or not.
+        is_any = wanted.part == OCTETS and wanted.transfer_syntax == ANY_SYNTAX
+        name = OCTETS if is_any else media
+        is_single = wanted.kind == name
+        if is_single and count > 1:
             continue
-        if wanted.takes(media) and wanted.takes_syntax(syntax):
-            return wanted
+        if wanted.takes(name) and wanted.takes_syntax(syntax):
+            return name, is_single
     return None
 
 
