@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +30,41 @@ class Lobby:
         silent_limit: Connections without a request under way.
         certificates: (address, port) -> SHA-256 of the client certificate.
         silent: Those without a request under way, the oldest first.
+        greeting: (address, port) -> those that are accepted and whose TLS isn't agreed on yet,
+            among others that have gone meanwhile; the oldest first.
     """
 
     request_timeout_s: float
     silent_limit: int
     certificates: dict[tuple[str, int], str] = field(default_factory=dict)
     silent: dict[LimitedHttp, None] = field(default_factory=dict)
+    greeting: dict[tuple[str, int], socket.socket] = field(default_factory=dict)
+
+
+class Door(socket.socket):
+    """The listening socket: whoever comes in by it is in the lobby at once.
+
+    asyncio tells of a TLS connection only when its handshake is over.
+
+    Args:
+        listening: Is taken over.
+        lobby: Shared by all connections of the server.
+    """
+
+    def __init__(self, listening: socket.socket, lobby: Lobby) -> None:
+        super().__init__(fileno=listening.detach())
+        self._lobby = lobby
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection."""
+        connection, address = super().accept()
+        greeting = self._lobby.greeting
+        greeting[address[:2]] = connection
+        if len(greeting) > self._lobby.silent_limit:
+            oldest = greeting.pop(next(iter(greeting)))
+            with suppress(OSError):  # it has gone
+                oldest.shutdown(socket.SHUT_RDWR)
+        return connection, address
 
 
 class LimitedHttp(H11Protocol):
@@ -52,6 +83,8 @@ class LimitedHttp(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A peer has come."""
         super().connection_made(transport)
+        if self.client:
+            self._lobby.greeting.pop(self.client, None)
         tls = transport.get_extra_info("ssl_object")
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         if certificate and self.client:

@@ -22,7 +22,7 @@ from dicom_gateway.tls import server_context
 from dicom_gateway.web.guard import Guard
 from dicom_gateway.web.limits import ActiveLimit, IdleLimit
 from dicom_gateway.web.ports import Heard
-from dicom_gateway.web.protocol import LimitedHttp, Lobby
+from dicom_gateway.web.protocol import Door, LimitedHttp, Lobby
 
 _KEEP_ALIVE_S = 5
 _GRACE_S = 5
@@ -49,7 +49,7 @@ class WebServer:
     ) -> None:
         self._settings = settings
         self._log = get_logger(room="web")
-        lobby = Lobby(settings.request_timeout_s, settings.max_connections)
+        self._lobby = lobby = Lobby(settings.request_timeout_s, settings.max_connections)
         guarded = Guard(application, settings, lobby.certificates, heard)
         limited = ActiveLimit(IdleLimit(guarded, settings.idle_timeout_s), settings.max_connections)
         # What uvicorn says of a request may repeat it; what matters is logged by the rooms.
@@ -95,13 +95,14 @@ class WebServer:
         host, port = self._settings.host, self._settings.port
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            self._socket = socket.create_server((host, port), family=family, backlog=128)
+            listening = socket.create_server((host, port), family=family, backlog=128)
         except OSError as error:
             msg = (
                 f"web: {host} port {port} can't be listened on ({error.strerror}); is another "
                 "program using it? web.port names the port"
             )
             raise ConfigurationError(msg) from error
+        self._socket = Door(listening, self._lobby)
         # Connections have it from here. asyncio sets it only for sockets that name their protocol,
         # and an answer, header and body in two pieces, would wait 40 ms for the peer's word.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

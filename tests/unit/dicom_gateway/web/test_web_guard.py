@@ -148,6 +148,24 @@ def test_silent_peers_shut_nobody_out(tmp_path: Path) -> None:
             assert _is_closed(one)
 
 
+def test_silent_peers_shut_nobody_out_of_https_either(tmp_path: Path) -> None:
+    """Before the handshake too, of too many the oldest goes."""
+    authority = an_authority(tmp_path)
+    ours = authority.sign("gateway")
+    tls = {"certificate-file": str(ours.certificate), "key-file": str(ours.key)}
+    limits = {"max-connections": 8, "request-timeout-s": 60}
+    with an_open_web(tmp_path / "store", tls=tls, **limits) as web, ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", web.port)))
+            for _ in range(40)
+        ]
+        url = f"https://127.0.0.1:{web.port}/health"
+        assert ask(url, verify=str(authority.certificate)).status_code == 200
+        for one in silent[:32]:
+            one.settimeout(30)
+            assert _is_closed(one)
+
+
 def _is_closed(connection: socket.socket) -> bool:
     try:
         return connection.recv(1) == b""
