@@ -45,7 +45,7 @@ _ITEMS_LIMIT = 200_000
 """An enhanced object with 5000 frames has about 50,000; each takes a kilobyte here."""
 UNDEFINED_LENGTH = 0xFFFFFFFF
 """Of encapsulated pixel data."""
-_ITEM = b"\xfe\xff\x00\xe0"
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 
 
@@ -76,15 +76,11 @@ def read_header(path: Path) -> tuple[Dataset, FoundPixels | None]:
         OSError: the file is gone or can't be read.
     """
     with path.open("rb") as file:
-        if _items(file) > _ITEMS_LIMIT:
-            msg = f"its header has more than {_ITEMS_LIMIT} sequence items"
-            raise HeaderUnreadable(msg)
-        file.seek(0)
         try:
             limited = cast(BinaryIO, _Limited(file, _WHOLE_HEADER_BYTES))
             ds = read_partial(limited, lambda tag, _vr, _length: tag in _PIXELS)
             return ds, _pixels(file, ds)
-        except UNREADABLE as error:
+        except (OSError, *UNREADABLE) as error:
             msg = f"its header can't be read ({type(error).__name__})"
             raise HeaderUnreadable(msg) from error
 
@@ -103,17 +99,21 @@ def read_elements(path: Path, tags: Sequence[int], last: int) -> Dataset:
         try:
             limited = cast(BinaryIO, _Limited(file, _FEW_TAGS_BYTES))
             return read_partial(limited, is_behind, specific_tags=[BaseTag(tag) for tag in tags])
-        except UNREADABLE as error:
+        except (OSError, *UNREADABLE) as error:
             msg = f"its header can't be read ({type(error).__name__})"
             raise HeaderUnreadable(msg) from error
 
 
 class _Limited:
-    """A file of which only so much may be read; what is jumped over doesn't count."""
+    """A file of which only so much may be read, with only so many sequence items in it.
+
+    What is jumped over doesn't count, nor what isn't read: the pixel data.
+    """
 
     def __init__(self, file: BufferedReader, limit_bytes: int) -> None:
         self._file = file
         self._left_bytes = limit_bytes
+        self._left_items = _ITEMS_LIMIT
         self.name = ""  # pydicom keeps it; a path is nobody's business
 
     def read(self, size: int = -1) -> bytes:
@@ -121,9 +121,10 @@ class _Limited:
             self._left_bytes + 1 if size < 0 else min(size, self._left_bytes + 1)
         )
         self._left_bytes -= len(data)
-        if self._left_bytes < 0:
-            msg = "too long"
-            raise EOFError(msg)
+        self._left_items -= sum(map(data.count, _ITEMS))
+        if self._left_bytes < 0 or self._left_items < 0:
+            msg = f"its header is too long, or has more than {_ITEMS_LIMIT} sequence items"
+            raise HeaderUnreadable(msg)
         return data
 
     def seek(self, *place: int) -> int:
@@ -134,14 +135,6 @@ class _Limited:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
-
-
-def _items(file: BufferedReader) -> int:
-    count, left_bytes, end = 0, _WHOLE_HEADER_BYTES, b""
-    while left_bytes > 0 and (chunk := file.read(4 << 20)):
-        count += (end + chunk).count(_ITEM)
-        end, left_bytes = chunk[-3:], left_bytes - len(chunk)
-    return count
 
 
 def _pixels(file: BufferedReader, ds: Dataset) -> FoundPixels | None:

@@ -375,3 +375,37 @@ def test_long_binary_values_are_left_out_of_the_metadata(tmp_path: Path) -> None
         (found,) = ask(f"{web.url}/studies/{ds.StudyInstanceUID}/metadata").json()
     assert "00282000" not in found
     assert found["00480105"]["Value"] == [{"00282002": {"vr": "CS", "Value": ["SRGB"]}}]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("has_length", [True, False])
+def test_a_header_of_endless_items_is_not_read(
+    tmp_path: Path, order: str, has_length: bool
+) -> None:
+    """A kilobyte of memory for eight bytes: of such an object the index's word must do."""
+    (ds, sound) = a_ct_series(frames=2)
+    items = struct.pack(f"{order}HHI", 0xFFFE, 0xE000, 0) * 250_000
+    length, end = len(items), b""
+    if not has_length:
+        length, end = 0xFFFFFFFF, struct.pack(f"{order}HHI", 0xFFFE, 0xE0DD, 0)
+    sequence = struct.pack(f"{order}HH2sHI", 0x0008, 0x1140, b"SQ", 0, length) + items + end
+    if order == ">":
+        ds.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    with an_open_web(tmp_path) as web:
+        kept = [web.keeping.store.keep(an_arrival(one)) for one in (ds, sound)]
+        content, patient = kept[0].path.read_bytes(), struct.pack(f"{order}HH", 0x0010, 0x0010)
+        kept[0].path.write_bytes(content.replace(patient + b"PN", sequence + patient + b"PN"))
+        found = ask(f"{web.url}/studies/{ds.StudyInstanceUID}/metadata").json()
+    assert ["00100020" in one for one in found] == [False, True]
+    assert found[0]["00080018"]["Value"] == [ds.SOPInstanceUID]
+
+
+def test_pixels_that_look_like_items_are_pixels(tmp_path: Path) -> None:
+    """They aren't even read for the metadata."""
+    pixels = np.full((1, 1024, 1024), 0xFFFE, np.uint16)
+    pixels[:, :, 1::2] = 0xE000
+    (ds,) = a_ct_series(pixels=pixels, signed=False)
+    with an_open_web(tmp_path) as web:
+        web.keeping.store.keep(an_arrival(ds))
+        (found,) = ask(f"{web.url}/studies/{ds.StudyInstanceUID}/metadata").json()
+    assert found["00100020"]["Value"] == [PATIENT_ID]
