@@ -36,6 +36,9 @@ def condition(keyword: str, value: str, dialect: str) -> sa.ColumnElement[bool] 
     if len(value) > (_UIDS_LIMIT if kind == "uid" else _VALUE_LIMIT):
         msg = f"the value for {keyword} is too long"
         raise bad_request(msg)
+    if "\0" in value:
+        msg = f"no {keyword} has a NUL in it"  # PostgreSQL doesn't even take the question
+        raise bad_request(msg)
     if kind == "uid":
         if not _UIDS.fullmatch(value):
             msg = f"{keyword} takes one UID, or several with commas between them"

@@ -174,6 +174,7 @@ def test_more_fields_are_read_from_the_files(web: OpenWeb) -> None:
         "offset=x",
         "includefield=Nonsense",
         "PatientID=" + "9" * 300,
+        "PatientID=123%00456",
     ],
 )
 def test_what_is_not_understood_is_400_without_repeating_the_value(
