@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,9 @@ from dicom_gateway.web.dicomweb.transcode import POSSIBLE, transcode
 _CHUNK_BYTES = 1 << 20
 _GROUP_PIXELS = 0x7FE0
 
-Answer = tuple[str, Iterator[bytes]]
-"""The media type of a response, and its body."""
+Pieces = Generator[bytes, None, None]
+Answer = tuple[str, Pieces]
+"""The media type of a response, and its body; whoever doesn't take all of it closes it."""
 
 
 def objects(found: Sequence[Held], ranges: Sequence[MediaRange]) -> Answer:
@@ -60,9 +60,7 @@ def objects(found: Sequence[Held], ranges: Sequence[MediaRange]) -> Answer:
             continue
         if is_single:
             syntax, body = next(files)
-            # Whoever makes it ends with `files`: not before its last piece.
-            nothing = (piece for _, more in files for piece in more)
-            return f"{DICOM}; transfer-syntax={syntax}", chain(body, nothing)
+            return f"{DICOM}; transfer-syntax={syntax}", _with_the_rest(body, files)
         return _multipart(
             DICOM, ((f"{DICOM}; transfer-syntax={syntax}", None, body) for syntax, body in files)
         )
@@ -110,7 +108,7 @@ def frames(one: Held, numbers: Sequence[int], ranges: Sequence[MediaRange], url:
     )
 
 
-def metadata(found: Sequence[Held], url_of: Callable[[Held], str]) -> Iterator[bytes]:
+def metadata(found: Sequence[Held], url_of: Callable[[Held], str]) -> Pieces:
     """A DICOM JSON array with one data set for each object."""
     separator = b"["
     for one in found:
@@ -168,7 +166,7 @@ def _frame_type(layout: FrameLayout) -> tuple[str | None, str]:
     return (OCTETS if is_little else None), EXPLICIT_LITTLE_ENDIAN
 
 
-def _frame(layout: FrameLayout, number: int) -> Iterator[bytes]:
+def _frame(layout: FrameLayout, number: int) -> Pieces:
     with layout.path.open("rb") as file:
         yield layout.read(file, number)
 
@@ -197,7 +195,14 @@ def _transcoded(found: Sequence[Held]) -> Iterator[tuple[str, Iterator[bytes]]]:
         yield EXPLICIT_LITTLE_ENDIAN, body
 
 
-def _pieces(path: Path, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+def _with_the_rest(body: Iterator[bytes], files: Iterator[tuple[str, Iterator[bytes]]]) -> Pieces:
+    """Whoever makes the one file ends with `files`: not before its last piece."""
+    yield from body
+    for _, more in files:
+        yield from more
+
+
+def _pieces(path: Path, offset: int = 0, length: int | None = None) -> Pieces:
     with path.open("rb") as file:
         file.seek(offset)
         left = length
@@ -211,9 +216,7 @@ def _multipart(media: str, parts: Iterator[tuple[str, str | None, Iterator[bytes
     return f'multipart/related; type="{media}"; boundary={boundary}', _body(boundary, parts)
 
 
-def _body(
-    boundary: str, parts: Iterator[tuple[str, str | None, Iterator[bytes]]]
-) -> Iterator[bytes]:
+def _body(boundary: str, parts: Iterator[tuple[str, str | None, Iterator[bytes]]]) -> Pieces:
     before = ""
     for kind, location, pieces in parts:
         head = f"{before}--{boundary}\r\nContent-Type: {kind}\r\n"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import Receive, Scope, Send
 
 from dicom_gateway.config_web import WebSettings
 from dicom_gateway.web.answers import bad_request, not_acceptable, not_found
@@ -145,7 +147,7 @@ class _Dicomweb:
         """WADO-RS, whole objects."""
         found = await self._found(request)
         kind, body = await run_in_threadpool(retrieve.objects, found, accepted(request))
-        return StreamingResponse(body, media_type=kind)
+        return _Streamed(body, media_type=kind)
 
     async def metadata(self, request: Request) -> Response:
         """WADO-RS, metadata."""
@@ -159,7 +161,7 @@ class _Dicomweb:
         found = await self._found(request)
         base_url = self._base_url(request, self._title(request))
         body = retrieve.metadata(found, lambda one: _url(base_url, one))
-        return StreamingResponse(body, media_type=DICOM_JSON)
+        return _Streamed(body, media_type=DICOM_JSON)
 
     async def frames(self, request: Request) -> Response:
         """WADO-RS, frames."""
@@ -174,13 +176,13 @@ class _Dicomweb:
         (one,) = await self._found(request)
         url = _url(self._base_url(request, self._title(request)), one)
         kind, body = await run_in_threadpool(retrieve.frames, one, numbers, accepted(request), url)
-        return StreamingResponse(body, media_type=kind)
+        return _Streamed(body, media_type=kind)
 
     async def bulk_data(self, request: Request) -> Response:
         """WADO-RS, native pixel data as one piece of bulk data."""
         (one,) = await self._found(request)
         kind, body = await run_in_threadpool(retrieve.bulk_data, one, accepted(request))
-        return StreamingResponse(body, media_type=kind)
+        return _Streamed(body, media_type=kind)
 
     async def _found(self, request: Request) -> list[Held]:
         require(request, "read")
@@ -209,6 +211,19 @@ class _Dicomweb:
     def _base_url(self, request: Request, title: str | None) -> str:
         outside = self._settings.public_url or str(request.base_url.replace(path="")).rstrip("/")
         return f"{outside}{ROOT}" + (f"/{quote(title, safe='')}" if title else "")
+
+
+class _Streamed(StreamingResponse):
+    """Closes its body, also where the peer goes in the middle: a file or a process is behind it."""
+
+    def __init__(self, body: retrieve.Pieces, media_type: str) -> None:
+        super().__init__(body, media_type=media_type)
+        self._body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Of ASGI."""
+        with closing(self._body):
+            await super().__call__(scope, receive, send)
 
 
 def _url(base_url: str, one: Held) -> str:

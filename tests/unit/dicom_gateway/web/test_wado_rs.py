@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import struct
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pydicom
 import pytest
 import requests
@@ -25,6 +29,7 @@ from dicom_gateway.database import jobs, results, transaction
 from dicom_gateway.receive.multipart import MultipartReader, PartBegins, PartBytes
 from tests.support.dicom import PATIENT_ID, a_ct_series, an_arrival, as_file_bytes, encoded
 from tests.support.dicomweb import OpenWeb, an_open_web, ask
+from tests.support.patience import until
 
 STUDY = "1.2.1"
 DICOM = 'multipart/related; type="application/dicom"'
@@ -142,6 +147,29 @@ def test_one_object_is_made_as_a_file_too(web: OpenWeb, study: list[Dataset]) ->
         made = pydicom.dcmread(BytesIO(ask(instance_url(web, ds), headers=accept).content))
         assert made.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
         assert np.array_equal(made.pixel_array, ds.pixel_array)
+
+
+@pytest.mark.parametrize("kind", [DICOM, "application/dicom"])
+def test_a_peer_that_goes_ends_what_is_made_for_it(tmp_path: Path, kind: str) -> None:
+    """At once, not when Python next looks for rubbish."""
+    (ds,) = a_ct_series(
+        frames=1, rows=2048, columns=4096, transfer_syntax_uid=ImplicitVRLittleEndian
+    )
+    own = psutil.Process()
+    before = own.children()
+    gc.disable()
+    try:
+        with an_open_web(tmp_path) as web:
+            web.keeping.store.keep(an_arrival(ds))
+            url = f"/dicom-web/studies/{ds.StudyInstanceUID}/series/{ds.SeriesInstanceUID}"
+            with closing(HTTPConnection("127.0.0.1", web.port, timeout=60)) as peer:
+                accept = {"Accept": f"{kind}; transfer-syntax={ExplicitVRLittleEndian}"}
+                peer.request("GET", f"{url}/instances/{ds.SOPInstanceUID}", headers=accept)
+                assert peer.getresponse().read(10)
+                assert own.children() != before
+            until(lambda: own.children() == before)
+    finally:
+        gc.enable()
 
 
 def test_metadata_has_all_but_the_bulk(web: OpenWeb, study: list[Dataset]) -> None:
