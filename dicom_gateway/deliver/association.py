@@ -32,8 +32,10 @@ pynetdicom._config.STORE_SEND_CHUNKED_DATASET = True
 
 _CONNECT_TIMEOUT_S = 10.0
 _ASSOCIATION_TIMEOUT_S = 30.0
-_RESPONSE_TIMEOUT_S = 300.0
+RESPONSE_TIMEOUT_S = 300.0
 """A PACS that commits a large object before it answers may take minutes."""
+_STALL_TIMEOUT_S = 300.0
+"""One that takes no byte of what we send for so long hangs."""
 
 _CALLED_UNKNOWN, _CALLING_UNKNOWN = 7, 3
 
@@ -71,14 +73,14 @@ class Caller:
         its `rejected_contexts` say so.
 
         Raises:
-            DestinationUnreachable: no connection, no TLS, rejected, or broken off.
+            DestinationUnreachable: no address, no connection, no TLS, rejected, or broken off.
         """
         notes: list[DestinationUnreachable] = []
         ae = AE(ae_title=self._calling_ae_title)
         ae.connection_timeout = _CONNECT_TIMEOUT_S
         ae.acse_timeout = _ASSOCIATION_TIMEOUT_S
-        ae.network_timeout = _RESPONSE_TIMEOUT_S
-        ae.dimse_timeout = _RESPONSE_TIMEOUT_S
+        ae.network_timeout = RESPONSE_TIMEOUT_S
+        ae.dimse_timeout = RESPONSE_TIMEOUT_S
         place = self._place
         try:
             tls = self._tls()
@@ -86,19 +88,27 @@ class Caller:
             raise DestinationUnreachable(f"{self._destination}: {error}") from error
         if tls is not None:
             tls.sslsocket_class = self._telling_socket(notes)
-        association = ae.associate(
-            place.host_ip,
-            place.port,
-            contexts=list(contexts),
-            ae_title=place.ae_title,
-            tls_args=None if tls is None else (tls, place.host_ip),
-            ext_neg=list(ext_neg),
-            evt_handlers=[
-                (evt.EVT_CONN_OPEN, self._on_connected, [notes]),
-                (evt.EVT_PDU_RECV, self._on_pdu, [notes]),
-                *handlers,
-            ],
-        )
+        try:
+            association = ae.associate(
+                place.host_ip,
+                place.port,
+                contexts=list(contexts),
+                ae_title=place.ae_title,
+                tls_args=None if tls is None else (tls, place.host_ip),
+                ext_neg=list(ext_neg),
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, self._on_connected, [notes]),
+                    (evt.EVT_PDU_RECV, self._on_pdu, [notes]),
+                    *handlers,
+                ],
+            )
+        except (OSError, UnicodeError) as error:  # of looking its name up
+            reason = getattr(error, "strerror", None) or "no host name"
+            msg = (
+                f"{self._destination}: {place.host_ip} can't be called ({reason}); check host-ip "
+                "in gateway.yaml and this machine's name service. It is tried again"
+            )
+            raise DestinationUnreachable(msg) from error
         if association.is_established or association.rejected_contexts:
             return association
         if notes:
@@ -155,6 +165,8 @@ class Caller:
             return
         # Small PDUs go out at once; otherwise each waits for the peer's delayed acknowledgement.
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Without it a peer that stops reading holds this thread for good, also an abort of ours.
+        connection.socket.settimeout(_STALL_TIMEOUT_S)
         tls = self._destination.tls
         if tls is None or not tls.certificates or not isinstance(connection.socket, ssl.SSLSocket):
             return

@@ -24,12 +24,15 @@ from pynetdicom import build_context
 from pynetdicom.association import Association
 
 from dicom_gateway.config_delivery import Destination
-from dicom_gateway.deliver.association import Caller
+from dicom_gateway.deliver.association import RESPONSE_TIMEOUT_S, Caller
 from dicom_gateway.deliver.statuses import arrival
 from dicom_gateway.errors import DestinationRefused, DestinationUnavailable, EncodingFailed
 
 _CONTEXTS_LIMIT = 128
 """PS3.8 9.3.2.2: their ids are the odd numbers of a byte."""
+_SLOWEST_BYTES_PER_S = 32 * 1024
+"""Of a line that an object is sent over. pynetdicom waits for the answer from the moment when
+the object lies in its queue, not from when it has gone out."""
 
 
 class CStore:
@@ -132,10 +135,16 @@ class CStore:
             raise DestinationRefused(msg)
         what: Path | Dataset = path if own in taken else _in_implicit_vr(path)
         try:
+            association.dimse_timeout = (
+                RESPONSE_TIMEOUT_S + path.stat().st_size / _SLOWEST_BYTES_PER_S
+            )
             return association.send_c_store(what)
         except (RuntimeError, ValueError):
             # It hung up since we looked.
             return Dataset()
+        except OSError as error:
+            association.abort()  # it may have half of the object
+            raise _missing(path) from error
 
 
 class FileHead(NamedTuple):
@@ -160,8 +169,12 @@ def head_of(path: Path) -> FileHead:
             UID(meta.TransferSyntaxUID),
         )
     except (OSError, InvalidDicomError, AttributeError) as error:
-        msg = f"the result file {path.name} can't be read any more; retry the job to make it again"
-        raise EncodingFailed(msg, code="result_missing") from error
+        raise _missing(path) from error
+
+
+def _missing(path: Path) -> EncodingFailed:
+    msg = f"the result file {path.name} can't be read any more; retry the job to make it again"
+    return EncodingFailed(msg, code="result_missing")
 
 
 def _in_implicit_vr(path: Path) -> Dataset:

@@ -43,6 +43,7 @@ class ScriptedPacs:
         proposed: (SOP class, transfer syntaxes) of every proposed presentation context.
         datasets: The data sets as their bytes came.
         hold: C-STORE requests wait while it is cleared.
+        on_pdu: Called for each PDU that it has read, before it reads on.
         associations: How many there have been.
         end_associations: Aborts those that are open.
         comment: Error Comment that goes with each answer.
@@ -62,6 +63,7 @@ class ScriptedPacs:
     proposed: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     datasets: list[bytes] = field(default_factory=list)
     hold: threading.Event = field(default_factory=threading.Event)
+    on_pdu: Callable[[], object] = lambda: None
     associations: int = 0
     end_associations: Callable[[], None] = lambda: None
     comment: str = ""
@@ -176,6 +178,7 @@ def a_pacs(
         ("127.0.0.1", port),
         block=False,
         evt_handlers=[
+            (evt.EVT_PDU_RECV, lambda _event: pacs.on_pdu()),
             (evt.EVT_REQUESTED, pacs._on_requested),
             (evt.EVT_C_STORE, pacs._on_store),
             (evt.EVT_C_FIND, pacs._on_find),

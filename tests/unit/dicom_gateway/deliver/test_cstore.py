@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +18,15 @@ from pydicom.uid import (
     MRImageStorage,
     RLELossless,
 )
+from pynetdicom.association import Association
 
 from dicom_gateway.config_delivery import Destination
+from dicom_gateway.deliver import association, cstore
 from dicom_gateway.deliver.cstore import CStore
 from dicom_gateway.errors import (
     DestinationRefused,
     DestinationUnavailable,
+    DestinationUnreachable,
     EncodingFailed,
     NotUnderstood,
     Permanent,
@@ -50,6 +57,22 @@ def file(tmp_path: Path) -> Path:
     """One DICOM file, standing for a result."""
     (path,) = write_series(tmp_path / "results", a_ct_series(frames=1))
     return path
+
+
+def _raised_by(action: Callable[[], object]) -> BaseException | None:
+    """What an action raises that may never end."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - handed to the test
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    return raised[0] if raised else None
 
 
 def test_the_files_own_syntax_is_proposed_first_and_its_bytes_are_sent(file: Path):
@@ -204,6 +227,62 @@ def test_nobody_listening_is_retryable(file: Path):
 
     with pytest.raises(DestinationUnavailable, match="can't be reached"):
         send(file, place, "TRITOME")
+
+
+@pytest.mark.parametrize("name", ["pacs.invalid", f"{'x' * 64}.invalid"])
+def test_a_name_that_nobody_knows_is_retryable(file: Path, name: str):
+    """A container that is being restarted has none for a while; a misspelt one is said."""
+    place = Destination(name="pacs", host_ip=name, port=104, ae_title="PACS")
+
+    with pytest.raises(DestinationUnreachable, match="check host-ip"):
+        send(file, place, "TRITOME")
+
+
+def test_a_peer_that_stops_reading_in_the_middle_is_retryable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It hangs and keeps its connection: the outbox goes on all the same."""
+    monkeypatch.setattr(association, "_STALL_TIMEOUT_S", 0.5)
+    (large,) = write_series(tmp_path / "results", a_ct_series(frames=1, rows=4096, columns=4096))
+    reads_on = threading.Event()
+    with a_pacs() as pacs:
+        pacs.on_pdu = lambda: pacs.associations == 0 or reads_on.wait(60)
+        raised = _raised_by(lambda: send(large, pacs.as_destination(), "TRITOME"))
+        reads_on.set()
+
+    assert type(raised) is DestinationUnavailable
+    assert not pacs.stored
+
+
+def test_a_large_object_over_a_slow_line_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The time to send it isn't counted as time that the peer takes for its answer."""
+    monkeypatch.setattr(association, "RESPONSE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(cstore, "RESPONSE_TIMEOUT_S", 0.2)
+    (large,) = write_series(tmp_path / "results", a_ct_series(frames=1, rows=1024, columns=1024))
+    with a_pacs() as pacs:
+        pacs.on_pdu = lambda: time.sleep(0.01)
+
+        assert send(large, pacs.as_destination(), "TRITOME") == "accepted"
+
+
+def test_a_file_that_goes_while_it_is_sent_needs_a_person(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Somebody has removed it in between."""
+    with a_pacs() as pacs:
+        sender = CStore(pacs.as_destination(), "TRITOME")
+        opened = sender._caller.open
+
+        def and_remove_it(*asked: Any) -> Association:
+            file.unlink()
+            return opened(*asked)
+
+        monkeypatch.setattr(sender._caller, "open", and_remove_it)
+        with pytest.raises(EncodingFailed) as error:
+            sender.send(file)
+        sender.close()
+
+    assert error.value.code == "result_missing"
 
 
 def test_a_lost_file_needs_a_person(tmp_path: Path):
