@@ -188,16 +188,21 @@ class DimsePacs:
         context = tls and client_context(
             tls.ca_file, tls.certificate_file, tls.key_file, check_hostname=tls.check_hostname
         )
-        self._association = self._entity.associate(
-            self._peer.host_ip,
-            self._peer.port,
-            ae_title=self._peer.ae_title,
-            tls_args=(context, self._peer.host_ip) if context else None,
-            evt_handlers=[
-                (evt.EVT_CONN_OPEN, _without_delay),
-                (evt.EVT_PDU_RECV, _note_rejection, [rejections]),
-            ],
-        )
+        try:
+            self._association = self._entity.associate(
+                self._peer.host_ip,
+                self._peer.port,
+                ae_title=self._peer.ae_title,
+                tls_args=(context, self._peer.host_ip) if context else None,
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, _without_delay),
+                    (evt.EVT_PDU_RECV, _note_rejection, [rejections]),
+                ],
+            )
+        except (OSError, UnicodeError) as error:  # of looking its name up
+            reason = getattr(error, "strerror", None) or "no host name"
+            msg = f"'{self._name}': {self._peer.host_ip} can't be called ({reason}); check host-ip"
+            raise PeerUnavailable(msg) from error
         if not self._association.is_established:
             raise self._no_association(rejections)
         return self._association

@@ -173,13 +173,13 @@ def test_bodies_that_cannot_be_taken_are_said_so(tmp_path: Path) -> None:
 # DIMSE ---------------------------------------------------------------------------------
 
 
-def a_dimse_peer(port: int, timeout_s: float = 5.0) -> DimsePacs:
+def a_dimse_peer(port: int, timeout_s: float = 5.0, host_ip: str = "127.0.0.1") -> DimsePacs:
     """A client of the PACS at that port."""
     peer = PacsPeer.model_validate(
         {
             "name": "archive",
             "called-ae-title": "LUNG",
-            "dimse": {"host-ip": "127.0.0.1", "port": port, "ae-title": "ARCHIVE"},
+            "dimse": {"host-ip": host_ip, "port": port, "ae-title": "ARCHIVE"},
             "timeout-s": timeout_s,
         }
     )
@@ -258,6 +258,8 @@ def test_a_refused_search_and_a_refused_association_are_said_so() -> None:
         a_dimse_peer(port).find({"PatientID": "1"}, [])
     with pytest.raises(PeerUnavailable, match="can't be reached"):
         a_dimse_peer(free_port()).find({"PatientID": "1"}, [])
+    with pytest.raises(PeerUnavailable, match="check host-ip"):
+        a_dimse_peer(104, host_ip="pacs.invalid").find({"PatientID": "1"}, [])
 
 
 @pytest.mark.parametrize("level", ["STUDY", "SERIES"])
