@@ -67,7 +67,8 @@ class DicomwebDestination(Section):
     """Of its DICOMweb root, such as https://pacs.example/dicom-web."""
     token_file: Path | None = None
     token_environment: str | None = None
-    """The bearer token, from a file or an environment variable."""
+    """The bearer token, from a file or an environment variable. The file is read for each
+    request: where tokens run out, somebody writes a new one into it."""
     password_file: Path | None = None
     """Or one line `user:password`, for HTTP Basic; a file that only the gateway can read."""
     ca_file: Path | None = None

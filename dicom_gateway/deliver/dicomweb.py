@@ -9,6 +9,7 @@ Source: PS3.18 8.5 (status codes).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,20 @@ from dicom_gateway.errors import (
     GatewayError,
 )
 
-_CONNECT_TIMEOUT_S = 10.0
-_RESPONSE_TIMEOUT_S = 300.0
+_TIMEOUT_S = 300.0
+"""For the connection, each piece of a body, and the answer: a PACS that is busy reads slowly. One
+figure, since what requests calls the connection's holds for the pieces, too."""
 _WHAT_TO_DO = {
     400: "it can't make sense of the request; look into its log",
-    404: "there is no such address; check dicomweb.url in gateway.yaml",
-    405: "it takes no STOW-RS at that address; check dicomweb.url in gateway.yaml",
     406: "it can't answer in DICOM JSON; ask its vendor",
-    410: "the address is gone; check dicomweb.url in gateway.yaml",
     411: "it wants a length; ask its vendor",
     413: "the object is too large for it; raise its limit (often that of a proxy before it)",
     415: "it takes no application/dicom; ask its vendor",
+}
+_NOT_THERE = {
+    404: "there is no such address",
+    405: "it takes no STOW-RS at that address",
+    410: "the address is gone",
 }
 
 
@@ -48,36 +52,44 @@ class Web:
 
     def __init__(self, destination: Destination) -> None:
         assert destination.dicomweb is not None
-        where = destination.dicomweb
+        where = self._where = destination.dicomweb
         self.destination = destination
+        self._place = f"destination '{destination.name}'"
         self._url = where.url.rstrip("/")
         self._session = requests.Session()
         # Neither a proxy nor a password file of this machine is meant for a PACS.
         self._session.trust_env = False
-        place = f"destination '{destination.name}'"
-        if where.password_file is not None:
-            user, colon, password = _line(where.password_file, place).partition(":")
-            if not colon:
-                msg = f"{place}: {where.password_file} must hold one line 'user:password'"
-                raise ConfigurationError(msg)
-            self._session.auth = HTTPBasicAuth(user.encode(), password.encode())
-        elif where.token_file is not None:
-            token = _line(where.token_file, place)
-            self._session.headers["Authorization"] = f"Bearer {token}"
-        elif where.token_environment is not None:
-            token = os.environ.get(where.token_environment, "").strip()
-            if not token:
-                msg = f"{place}: environment variable {where.token_environment} is empty"
-                raise ConfigurationError(msg)
-            self._session.headers["Authorization"] = f"Bearer {token}"
+        self._say_who_we_are()
         for file in (where.ca_file, where.certificate_file, where.key_file):
             if file is not None:
-                _line(file, place)
+                _line(file, self._place)
         if where.ca_file is not None:
             self._session.verify = str(where.ca_file)
         if where.certificate_file is not None:
             own, key = str(where.certificate_file), where.key_file
             self._session.cert = own if key is None else (own, str(key))
+
+    def _say_who_we_are(self) -> None:
+        """Reads token or password, as it is now: some are changed every hour."""
+        where = self._where
+        if where.password_file is not None:
+            user, colon, password = _line(where.password_file, self._place).partition(":")
+            if not colon:
+                msg = f"{self._place}: {where.password_file} must hold one line 'user:password'"
+                raise ConfigurationError(msg)
+            self._session.auth = HTTPBasicAuth(user.encode(), password.encode())
+        elif where.token_file is not None:
+            token = _line(where.token_file, self._place)
+            self._bear(token, str(where.token_file))
+        elif where.token_environment is not None:
+            name = where.token_environment
+            self._bear(os.environ.get(name, "").strip(), f"environment variable {name}")
+
+    def _bear(self, token: str, whence: str) -> None:
+        if not re.fullmatch(r"[!-~]+", token):
+            msg = f"{self._place}: {whence} must hold one line, the token, without spaces"
+            raise ConfigurationError(msg)
+        self._session.headers["Authorization"] = f"Bearer {token}"
 
     def ask(
         self, method: str, path: str, *, headers: Mapping[str, str], **more: Any
@@ -85,17 +97,21 @@ class Web:
         """One request; the answer is whole, whatever its status.
 
         Raises:
-            DestinationUnreachable: no connection, no TLS, or the connection broke.
+            DestinationUnreachable: no connection, no TLS, or the connection broke; or the token
+                or password can't be read any more.
         """
         try:
+            self._say_who_we_are()
             return self._session.request(
                 method,
                 self._url + path,
                 headers=dict(headers),
-                timeout=(_CONNECT_TIMEOUT_S, _RESPONSE_TIMEOUT_S),
+                timeout=_TIMEOUT_S,
                 allow_redirects=False,
                 **more,
             )
+        except ConfigurationError as error:
+            raise DestinationUnreachable(str(error), is_lasting=True) from error
         except requests.exceptions.SSLError as error:
             msg = (
                 f"{self.destination}: its certificate isn't accepted (see ca-file), or it "
@@ -126,10 +142,15 @@ def trouble_of_http(status: int, destination: Destination) -> GatewayError:
         return DestinationUnavailable(
             f"{destination} couldn't take the object just now (HTTP {status})"
         )
-    if 300 <= status < 400:
-        advice = "it sends us elsewhere; write the final address into dicomweb.url"
-    else:
-        advice = _WHAT_TO_DO.get(status, "look into its log")
+    if 300 <= status < 400 or status in _NOT_THERE:
+        # Of the address, not of the object: a proxy says it too while the PACS restarts.
+        what = _NOT_THERE.get(status, "it sends us elsewhere")
+        return DestinationUnreachable(
+            f"{destination} isn't there (HTTP {status}): {what}. Check dicomweb.url in "
+            "gateway.yaml; it is tried again",
+            is_lasting=True,
+        )
+    advice = _WHAT_TO_DO.get(status, "look into its log")
     return DestinationRefused(
         f"{destination} refused the object (HTTP {status}): {advice}. Then send again with "
         "'tritome jobs retry'"
@@ -138,7 +159,7 @@ def trouble_of_http(status: int, destination: Destination) -> GatewayError:
 
 def _line(file: Path, place: str) -> str:
     try:
-        return file.read_text(encoding="utf-8").strip()
+        return file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "no text"
         msg = f"{place}: {file} can't be read ({reason})"

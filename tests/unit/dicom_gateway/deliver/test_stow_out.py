@@ -74,9 +74,10 @@ def test_the_bytes_of_the_file_arrive(file: Path, answer: Answer, note: str):
         ((202, failed(0xA900)), DestinationRefused),
         ((409, failed(0x0122)), DestinationRefused),
         ((400, None), DestinationRefused),
-        ((404, None), DestinationRefused),
         ((413, None), DestinationRefused),
-        ((302, None), DestinationRefused),
+        ((302, None), DestinationUnreachable),
+        ((404, None), DestinationUnreachable),
+        ((405, None), DestinationUnreachable),
         ((401, None), DestinationUnreachable),
         ((403, None), DestinationUnreachable),
     ],
@@ -111,6 +112,35 @@ def test_a_token_or_a_password_says_who_we_are_and_stands_nowhere_else(
     assert pacs.authorization[:2] == [f"Bearer {SECRET}"] * 2
     assert pacs.authorization[2].startswith("Basic ")
     assert SECRET not in str(error.value)
+
+
+def test_a_token_that_is_changed_counts_at_once(file: Path, tmp_path: Path):
+    """Some run out every hour; while there is none, nothing is sent, and it is tried again."""
+    token = tmp_path / "token"
+    token.write_text("first", encoding="ascii")
+    with a_web_pacs() as pacs:
+        where = DicomwebDestination(url=pacs.url, token_file=token)
+        sender = Stow(Destination(name="web", dicomweb=where))
+        sender.send(file)
+        token.write_text("\ufeffsecond\r\n", encoding="utf-8")  # by a Windows editor
+        sender.send(file)
+        token.unlink()
+        with pytest.raises(DestinationUnreachable, match="can't be read") as error:
+            sender.send(file)
+        sender.close()
+
+    assert pacs.authorization == ["Bearer first", "Bearer second"]
+    assert error.value.is_lasting
+
+
+@pytest.mark.parametrize("text", ["", "two\nlines", "vierunddreißig"])
+def test_what_is_no_token_is_said_at_once(tmp_path: Path, text: str):
+    """And not repeated."""
+    (tmp_path / "token").write_text(text, encoding="utf-8")
+
+    with pytest.raises(ConfigurationError, match="must hold one line, the token") as error:
+        send(tmp_path, "https://pacs.example/dicom-web", token_file=tmp_path / "token")
+    assert not text or text not in str(error.value)
 
 
 def test_a_password_that_is_not_there_is_said_at_once(tmp_path: Path):
