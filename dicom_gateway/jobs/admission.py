@@ -53,6 +53,7 @@ class Admission:
         self._changed = threading.Condition()
         self._inside: list[int] = []
         self._line: list[object] = []
+        self._urgent = 0  # so many at its head can't wait
 
     def check(self, wanted_bytes: int, what: str) -> None:
         """Whether the machine could ever hold it.
@@ -82,7 +83,7 @@ class Admission:
 
         Args:
             wanted_bytes: Checked by `check`.
-            first: Goes to the head of the line.
+            first: Goes to the head of the line, behind those who went there before.
             stop: Ends the wait when set.
             waits: Called once, with the reason, where it has to wait.
 
@@ -91,7 +92,8 @@ class Admission:
         """
         me = object()
         with self._changed:
-            self._line.insert(0 if first else len(self._line), me)
+            self._line.insert(self._urgent if first else len(self._line), me)
+            self._urgent += first
             try:
                 if not self._may_enter(me, wanted_bytes, first=first):
                     waits(self._reason(wanted_bytes, first=first))
@@ -103,6 +105,7 @@ class Admission:
                 self._inside.append(wanted_bytes)
             finally:
                 self._line.remove(me)
+                self._urgent -= first
                 self._changed.notify_all()
         try:
             yield

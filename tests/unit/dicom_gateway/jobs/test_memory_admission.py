@@ -81,6 +81,27 @@ def test_room_is_left_for_a_study_that_can_t_wait() -> None:
             one.join()
 
 
+def test_studies_that_can_t_wait_go_in_the_order_in_which_they_came() -> None:
+    """Also where the first of them needs much, and small ones come all the time."""
+    gate, inside = Admission(10 * GIB, 20 * GIB), list[int]()
+    running = Entrant(gate, 5 * GIB, inside=inside)
+    urgent = [Entrant(gate, n * GIB, first=True, inside=inside) for n in (8, 6, 7)]
+    try:
+        running.start()
+        until(lambda: inside == [5 * GIB])
+        for one in urgent:
+            one.start()
+            until(lambda one=one: one.reasons)
+        for one in (running, *urgent):
+            one.leave.set()
+        until(lambda: len(inside) == 4)
+    finally:
+        for one in (running, *urgent):
+            one.leave.set()
+            one.join()
+    assert inside == [5 * GIB, 8 * GIB, 6 * GIB, 7 * GIB]
+
+
 def test_what_is_too_large_for_all_runs_alone() -> None:
     """The prediction is cautious; a job alone may need more than the share for all."""
     gate, inside = Admission(4 * GIB, 16 * GIB), list[int]()
