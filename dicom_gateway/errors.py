@@ -7,7 +7,8 @@
     │   └── OutOfResources   (0xA700: the sender should try again later)
     ├── Retryable    nobody's fault; the same job will be tried again
     │   ├── TritonUnavailable
-    │   │   └── RequestLost
+    │   │   ├── RequestLost
+    │   │   └── TooLittleMemory
     │   ├── ArenaFull
     │   ├── DatabaseUnavailable
     │   ├── PeerUnavailable
@@ -119,6 +120,13 @@ class RequestLost(TritonUnavailable):
     """Triton had the request and broke, or never answered: the job itself may be to blame.
 
     Tried again like any other, but not for ever.
+    """
+
+
+class TooLittleMemory(TritonUnavailable):
+    """Triton's machine or GPU has too little memory for the volume: just now, or ever.
+
+    Nobody can tell which of the two, so it is tried again, but not for ever.
     """
 
 

@@ -12,7 +12,12 @@ import re
 import grpc
 from tritonclient.utils import InferenceServerException
 
-from dicom_gateway.errors import GatewayError, InferenceRejected, TritonUnavailable
+from dicom_gateway.errors import (
+    GatewayError,
+    InferenceRejected,
+    TooLittleMemory,
+    TritonUnavailable,
+)
 
 TRY_AGAIN = frozenset(
     {
@@ -45,6 +50,7 @@ _PASSES = re.compile(
 
 _DEAD_PART = re.compile(r"is not healthy", re.IGNORECASE)
 _NO_SPACE = re.compile(r"no space left|failed to increase the shared memory", re.IGNORECASE)
+_TOO_LITTLE = re.compile(r"too little free memory", re.IGNORECASE)  # as our models say it
 _NOT_REACHED = re.compile(r"failed to connect|name resolution|DNS", re.IGNORECASE)
 _BROKEN_OFF = re.compile(
     r"socket closed|connection (was )?(reset|closed|aborted)|broken pipe|stream removed",
@@ -69,7 +75,8 @@ def as_gateway_error(error: InferenceServerException) -> GatewayError:
     text = clean_text(str(error.message() or "no reason given"))
     status = status_of(error)
     if status in TRY_AGAIN or _PASSES.search(text):
-        return TritonUnavailable(f"Triton can't do it now: {text}")
+        kind = TooLittleMemory if _TOO_LITTLE.search(text) else TritonUnavailable
+        return kind(f"Triton can't do it now: {text}")
     if status is grpc.StatusCode.INVALID_ARGUMENT:
         return InferenceRejected(SENTENCES[status].format(text=text))
     sentence = SENTENCES.get(

@@ -8,7 +8,7 @@ Waiting for the world costs nothing: a Triton that is away, an arena that is ful
 that is locked never use a job up. What counts is an attempt that took something down with
 it. A request that Triton had and never answered is strong evidence and weighs three; the
 death of the gateway has many other causes and weighs one, so that ten restarts at bad
-moments cost no job.
+moments cost no job. So has a GPU without room for the volume: its neighbours may need it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from dicom_gateway.database import jobs, now_s
-from dicom_gateway.errors import GatewayError, GaveUp, RequestLost
+from dicom_gateway.errors import GatewayError, GaveUp, RequestLost, TooLittleMemory
 from dicom_gateway.jobs.rows import write_event
 from dicom_gateway.records import JobState
 
@@ -26,8 +26,11 @@ LOST_REQUEST = 3
 DEATH = 1
 """Weight of a gateway that died with the job in hand."""
 
+SHORTAGE = 1
+"""Weight of too little memory where Triton computes."""
+
 ENOUGH = 15
-"""Five lost requests, or fifteen deaths: the job goes to the failed list."""
+"""Five lost requests, or fifteen of the others: the job goes to the failed list."""
 
 PATIENT_DEATHS = 3
 """Up to here a job taken from a dead gateway is due at once; later it waits more and more,
@@ -36,7 +39,9 @@ so that a job that kills its gateway leaves the others time to get through."""
 
 def of_error(error: GatewayError) -> int:
     """What a retryable error weighs."""
-    return LOST_REQUEST if isinstance(error, RequestLost) else 0
+    if isinstance(error, RequestLost):
+        return LOST_REQUEST
+    return SHORTAGE if isinstance(error, TooLittleMemory) else 0
 
 
 def add(connection: sa.Connection, job_id: str, strikes: int) -> int:

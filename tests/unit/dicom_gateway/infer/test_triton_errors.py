@@ -6,7 +6,7 @@ import grpc
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from dicom_gateway.errors import InferenceRejected, TritonUnavailable
+from dicom_gateway.errors import InferenceRejected, TooLittleMemory, TritonUnavailable
 from dicom_gateway.infer.mapping import as_gateway_error, broke_under_it, clean_text
 
 CODES = grpc.StatusCode
@@ -67,6 +67,17 @@ def test_an_error_without_a_status_is_mapped_too():
 def test_what_passes_by_itself_is_tried_again(status: grpc.StatusCode, text: str):
     """A dead stub, a lost region, a model that is loading: the job waits."""
     assert isinstance(as_gateway_error(an_error(status, text)), TritonUnavailable)
+
+
+@pytest.mark.parametrize("what", ["the GPU", "this machine"])
+def test_a_shortage_of_memory_has_a_name_of_its_own(what: str):
+    """As our models say it; it may pass, and it may be for ever."""
+    said = f"in ensemble 'lung_ct', {what} has too little free memory for this volume"
+
+    error = as_gateway_error(an_error(CODES.UNAVAILABLE, said))
+
+    assert type(error) is TooLittleMemory
+    assert error.code == TritonUnavailable.code
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from dicom_gateway.errors import (
     ArenaFull,
     LeaseLost,
     RequestLost,
+    TooLittleMemory,
     TritonUnavailable,
     UnusableSeries,
 )
@@ -304,6 +305,26 @@ def test_a_job_that_loses_every_request_is_given_up_with_the_last_reason(
     assert shown.finished_at_s is not None
     assert queue.events(job.job_id)[-1].stage == "failed"
     assert queue.claim(ME) is None
+
+
+def test_a_volume_that_never_finds_enough_memory_is_given_up(
+    queue: JobQueue, engine: sa.Engine, tmp_path: Path
+):
+    """Its neighbours may be to blame a few times; a GPU that is too small stays so."""
+    job = a_job(queue, engine, tmp_path)
+    delays_s = []
+    for _ in range(15):
+        claimed = queue.claim(ME)
+        assert claimed is not None
+        delays_s.append(queue.retry_later(claimed, TooLittleMemory("the GPU has too little")))
+        _make_due(engine)
+
+    assert None not in delays_s[:14]
+    assert delays_s[14] is None
+    shown = queue.show(job.job_id)
+    assert shown is not None
+    assert (shown.state, shown.failure_code) == (JobState.FAILED, "gave_up")
+    assert "the GPU has too little" in (shown.failure_reason or "")
 
 
 def test_a_job_given_up_begins_anew_when_a_person_retries_it(
