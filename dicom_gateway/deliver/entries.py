@@ -73,7 +73,7 @@ class Entries:
                     .where(
                         deliveries.c.destination == destination,
                         deliveries.c.state == DeliveryState.WAITING.value,
-                        deliveries.c.not_before_s <= now_s(),
+                        self._is_due(),
                         deliveries.c.id.not_in(self._under_way),
                     )
                     .order_by(deliveries.c.not_before_s)
@@ -92,6 +92,13 @@ class Entries:
                 )
             self._under_way.add(row.id)  # after the commit: where that fails, nobody releases it
         return as_delivery(row, self._folder, attempts=row.attempts + 1)
+
+    def _is_due(self) -> sa.ColumnElement[bool]:
+        # Where one seems to wait longer than any may, the clock has been set back.
+        return sa.or_(
+            deliveries.c.not_before_s <= now_s(),
+            deliveries.c.not_before_s > now_s() + self._settings.retry_max_s,
+        )
 
     def release(self, delivery: Delivery) -> None:
         """The attempt has ended, and what became of it is written."""

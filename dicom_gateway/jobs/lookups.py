@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from dicom_gateway.database import jobs, now_s
-from dicom_gateway.records import Job, JobState
+from dicom_gateway.records import Job, JobState, Priority
 
 
 def _is(state: JobState) -> sa.ColumnElement[bool]:
@@ -47,6 +47,17 @@ LATE = (
     .with_for_update(skip_locked=True)
 )
 """Jobs whose lease ran out, and whose it was; their rows are locked."""
+
+AHEAD = (
+    sa.select(jobs.c.job_id)
+    .where(
+        _is(JobState.WAITING),
+        jobs.c.priority.in_([sa.literal_column(f"'{one.value}'") for one in Priority]),
+        jobs.c.not_before_s > _once(now_s() + sa.bindparam("longest_s", type_=sa.Double())),
+    )
+    .with_for_update(skip_locked=True)
+)
+"""Jobs that wait longer than anything may: the clock has been set back. Their rows are locked."""
 
 HELD = sa.select(jobs.c.job_id).where(
     jobs.c.job_id == sa.bindparam("held_id"),

@@ -33,7 +33,7 @@ from dicom_gateway.database import (
 from dicom_gateway.errors import ArenaFull, GatewayError, LeaseLost, Retryable
 from dicom_gateway.jobs import strikes
 from dicom_gateway.jobs.desk import JobDesk
-from dicom_gateway.jobs.lookups import HELD, LATE, OLDEST_DUE, is_held
+from dicom_gateway.jobs.lookups import AHEAD, HELD, LATE, OLDEST_DUE, is_held
 from dicom_gateway.jobs.news import Listener, News, tell_other_processes
 from dicom_gateway.jobs.owner import is_certainly_dead
 from dicom_gateway.jobs.rows import (
@@ -229,6 +229,10 @@ class JobQueue(JobDesk):
         """
         with transaction(self._engine) as connection:
             self._take_back_late(connection, owner)
+            ahead = connection.execute(AHEAD, {"longest_s": self._retry_max_s}).scalars().all()
+            if ahead:
+                back = jobs.update().where(jobs.c.job_id.in_(ahead))
+                connection.execute(back.values(not_before_s=now_s()))
             job_id = self._oldest_due(connection, Priority.IMMEDIATE)
             if job_id is None and not only_immediate:
                 hold_turns(connection)

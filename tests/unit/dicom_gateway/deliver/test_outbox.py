@@ -164,6 +164,24 @@ def test_a_crash_in_the_middle_of_sending_sends_again(
     assert pacs.stored == [uid]
 
 
+def test_a_clock_that_was_set_back_holds_no_delivery_up(
+    queue: JobQueue, engine: sa.Engine, tmp_path: Path
+):
+    """The machine had started with a wrong one; what waits longer than any may is due."""
+    a_finished_job(queue, engine, tmp_path, "pacs")
+    entries = Entries(engine, tmp_path, ScuSettings())
+    claimed = entries.claim("pacs")
+    assert claimed is not None
+    entries.release(claimed)
+    assert entries.claim("pacs") is None  # as long as it has to wait
+    with transaction(engine) as connection:
+        connection.execute(
+            deliveries.update().values(not_before_s=deliveries.c.not_before_s + 7200)
+        )
+
+    assert entries.claim("pacs") is not None
+
+
 def test_a_claim_whose_commit_failed_holds_nothing_back(
     queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
 ):

@@ -433,6 +433,21 @@ def test_jobs_that_wait_for_triton_hurry_when_it_is_back(
     assert queue.claim(ME) is None
 
 
+def test_a_clock_that_was_set_back_holds_no_job_up(
+    queue: JobQueue, engine: sa.Engine, tmp_path: Path
+):
+    """The machine had started with a wrong one; what waits longer than any job may is due."""
+    a_job(queue, engine, tmp_path)
+    claimed = queue.claim(ME)
+    assert claimed is not None
+    queue.retry_later(claimed, TritonUnavailable("away"))
+    assert queue.claim(ME) is None  # as long as it has to wait
+    with transaction(engine) as connection:
+        connection.execute(jobs.update().values(not_before_s=jobs.c.not_before_s + 7200))
+
+    assert queue.claim(ME) is not None
+
+
 def test_cancel_ends_a_job_and_fences_its_worker_off(
     queue: JobQueue, engine: sa.Engine, tmp_path: Path
 ):
