@@ -325,7 +325,7 @@ class JobQueue(JobDesk):
                         sop_class_uid=result.sop_class_uid,
                         job_id=result.job_id,
                         output=result.output,
-                        path=str(result.path.resolve().relative_to(self._folder)),
+                        path=str(result.path.absolute().relative_to(self._folder)),
                         size_bytes=result.size_bytes,
                     )
                 )

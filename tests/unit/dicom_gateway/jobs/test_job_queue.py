@@ -177,6 +177,21 @@ def test_finish_writes_results_deliveries_and_state_together(
     assert f"results/{made.path.name}" == path
 
 
+def test_results_may_lie_on_another_disk(
+    queue: JobQueue, engine: sa.Engine, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    """Whoever runs the machine has put a link in the folder's place."""
+    (tmp_path / "results").symlink_to(tmp_path_factory.mktemp("large_disk"))
+    a_job(queue, engine, tmp_path)
+    job = queue.claim(ME)
+    assert job is not None
+    made = a_result(tmp_path, job)
+
+    queue.finish(job, [made])
+
+    assert queue.results(job.job_id) == [made]
+
+
 def test_a_job_without_destination_is_delivered_at_once(
     queue: JobQueue, engine: sa.Engine, tmp_path: Path
 ):
