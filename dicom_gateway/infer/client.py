@@ -23,6 +23,7 @@ from dicom_gateway.config import TritonSettings
 from dicom_gateway.errors import (
     GatewayError,
     RequestLost,
+    Retryable,
     TritonUnavailable,
 )
 from dicom_gateway.infer.contract import SeenContracts, read_contract
@@ -191,7 +192,8 @@ class TritonClient:
             priority: Immediate requests find a lane free, and pause the others.
 
         Raises:
-            TritonUnavailable: away, not ready, or `stop` was set.
+            TritonUnavailable: away, not ready, `stop` was set, or another version of the
+                pipeline has been loaded since its contract was read.
             RequestLost: a part of Triton died under the request, or it took too long.
             InferenceRejected: Triton says that the input is at fault, or the model broke.
             ContractMismatch: the outputs aren't what the contract says.
@@ -214,9 +216,14 @@ class TritonClient:
                     contract.pipeline, inputs, outputs, job_id, stop, priority=priority
                 )
             duration_s = time.monotonic() - started
+            trouble = None
             if answer.error is not None:
                 stopped = stop is not None and stop.is_set()
-                raise self._what_became(answer.error, contract, stopped) from answer.error
+                trouble = self._what_became(answer.error, contract, stopped)
+            if not isinstance(trouble, Retryable):
+                self._check_unchanged(contract)
+            if trouble is not None:
+                raise trouble from answer.error
             return request.read(answer.result, duration_s)
         finally:
             if answer is None or answer.error is None or status_of(answer.error) in _ANSWERED:
@@ -286,6 +293,16 @@ class TritonClient:
             return {}
         return most
 
+    def _check_unchanged(self, contract: Contract) -> None:
+        """An answer is only believed while its pipeline's contract is what it was before.
+
+        Where another version has been loaded in between, labels may mean something else.
+        """
+        name = contract.pipeline
+        if read_contract(self._contract_text(name), name) != contract:
+            msg = f"another version of '{name}' was loaded while it computed; it computes again"
+            raise TritonUnavailable(msg)
+
     def _what_became(
         self, error: InferenceServerException, contract: Contract, stopped: bool
     ) -> GatewayError:
@@ -293,6 +310,12 @@ class TritonClient:
         told = as_gateway_error(error)
         if stopped or not isinstance(told, TritonUnavailable):
             return told
+        if status_of(error) is grpc.StatusCode.DEADLINE_EXCEEDED:
+            patience_s = self._settings.request_timeout_s
+            told = TritonUnavailable(
+                f"'{contract.pipeline}' gave no answer within {patience_s:g} s; where it only "
+                "takes longer, raise triton.request-timeout-s in gateway.yaml"
+            )
         lost = broke_under_it(error)
         if part_is_dead(error):
             lost = self._was_well(contract.pipeline)

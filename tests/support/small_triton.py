@@ -43,11 +43,15 @@ class SmallTriton:
     Args:
         folder: Where its backends and its log are put.
         repository: Models to serve; a copy is not made.
+        explicit: Models may be loaded anew.
     """
 
-    def __init__(self, folder: Path, repository: Path = REPOSITORY) -> None:
+    def __init__(
+        self, folder: Path, repository: Path = REPOSITORY, *, explicit: bool = False
+    ) -> None:
         self._folder = folder
         self._repository = repository
+        self._control = ["--model-control-mode=explicit", "--load-model=*"] if explicit else []
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._stub_regions: set[str] = set()
@@ -68,6 +72,7 @@ class SmallTriton:
                     "--grpc-address=127.0.0.1",
                     f"--grpc-port={self._port}",
                     "--backend-config=python,stub-timeout-seconds=120",
+                    *self._control,
                 ],
                 env=self._environment,
                 stdout=log,

@@ -182,7 +182,7 @@ def test_memory_of_a_request_that_took_too_long_is_not_reused_too_early(
     client.use_arena(arena)
     volume, _ = a_volume(arena, SLEEP, 4.0)
 
-    with pytest.raises(RequestLost):
+    with pytest.raises(RequestLost, match=r"triton\.request-timeout-s"):
         client.infer(volume, contract, arena, "a" * 32)
 
     lent = int(np.prod(SHAPE)) * 3
@@ -417,6 +417,34 @@ def test_only_the_request_that_killed_a_stub_is_lost(arena: Arena, tmp_path: Pat
         until(client.is_ready)
         assert ask(1.0) is None
         assert ask(DIE) is RequestLost
+        client.close()
+
+
+def test_an_answer_of_another_version_is_not_believed(arena: Arena, tmp_path: Path):
+    """Loaded while the volume was assembled: the same label may mean something else now."""
+    repository = a_repository(tmp_path / "models", "threshold")
+    config = repository / "threshold" / "config.pbtxt"
+    (tmp_path / "triton").mkdir()
+    with SmallTriton(tmp_path / "triton", repository, explicit=True) as server:
+        client = a_client(server, tmp_path)
+        client.use_arena(arena)
+        before = client.contract("threshold")
+        config.write_text(config.read_text().replace('"name": "Tissue"', '"name": "Bone"'))
+        with InferenceServerClient(server.url) as operator:
+            operator.load_model("threshold")
+
+        for wish in (1.0, REFUSE):
+            with pytest.raises(TritonUnavailable, match="another version"):
+                client.infer(a_volume(arena, wish)[0], before, arena, "a" * 32)
+
+        after = client.contract("threshold")
+        client.infer(a_volume(arena)[0], after, arena, "a" * 32)
+        with InferenceServerClient(server.url) as operator:
+            operator.unload_model("threshold")
+        with pytest.raises(TritonUnavailable):
+            client.infer(a_volume(arena)[0], after, arena, "a" * 32)
+        assert after.outputs[0].segments[0].name == "Bone"
+        assert arena.free_bytes == arena.size_bytes
         client.close()
 
 
