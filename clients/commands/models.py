@@ -48,6 +48,8 @@ def list_models(repository: Path, url: str) -> None:
 def load(repository: Path, pipeline: str, url: str) -> None:
     """Loads a pipeline's models anew, steps first: what `build` wrote is served then.
 
+    Until then the pipeline is not served.
+
     Raises:
         ClientError: Triton doesn't answer or doesn't take them.
     """
@@ -112,8 +114,17 @@ def roll(repository: Path, pipeline: str, version: int | None, url: str) -> None
 
 
 def _load(models: Sequence[str], url: str) -> None:
+    """Loads the steps of a pipeline, then itself, the last of `models`.
+
+    It isn't served meanwhile: old and new steps together compute neither of the two, and the
+    labels would be those of the old one. The gateway's jobs wait.
+    """
+    pipeline = models[-1]
+    is_served = (_states(url) or {}).get(pipeline, "").startswith("ready")
     client = _client(url)
     try:
+        if is_served:
+            _call(client.unload_model, pipeline, client_timeout=RPC_TIMEOUT_S)
         for name in models:
             with out.status(f"Loading {name} ..."):
                 _call(client.load_model, name, client_timeout=LOAD_TIMEOUT_S)

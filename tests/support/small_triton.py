@@ -37,6 +37,41 @@ def a_repository(folder: Path, pipeline: str, *, schema_version: int = 1) -> Pat
     return folder
 
 
+_ENSEMBLE = """
+name: "pipeline"
+platform: "ensemble"
+max_batch_size: 0
+input [
+  { name: "IMAGE" data_type: TYPE_INT16 dims: [ -1, -1, -1 ] },
+  { name: "RESCALE" data_type: TYPE_FP64 dims: [ -1, 2 ] },
+  { name: "AFFINE" data_type: TYPE_FP64 dims: [ 4, 4 ] }
+]
+output [ { name: "MASK" data_type: TYPE_UINT8 dims: [ -1, -1, -1 ] } ]
+ensemble_scheduling {
+  step [ {
+    model_name: "threshold"
+    model_version: -1
+    input_map { key: "IMAGE" value: "IMAGE" }
+    input_map { key: "RESCALE" value: "RESCALE" }
+    input_map { key: "AFFINE" value: "AFFINE" }
+    output_map { key: "MASK" value: "MASK" }
+  } ]
+}
+"""
+
+
+def an_ensemble(folder: Path, version: int = 1) -> Path:
+    """An ensemble `pipeline` of one step, as the builder lays it out; another version beside."""
+    for model in ("pipeline", "threshold"):
+        (folder / model).mkdir(parents=True, exist_ok=True)
+        shutil.copytree(REPOSITORY / "threshold" / "1", folder / model / str(version))
+    shutil.copy2(REPOSITORY / "threshold" / "config.pbtxt", folder / "threshold")
+    (folder / "pipeline" / "config.pbtxt").write_text(_ENSEMBLE, encoding="ascii")
+    steps = folder / "pipeline" / str(version) / "steps.json"
+    steps.write_text(f'{{"threshold": {version}}}', encoding="ascii")
+    return folder
+
+
 class SmallTriton:
     """A tritonserver that a test may kill and start again on the same port.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ensemble_builder.server import TritonServer
 from ensemble_builder.server.heartbeat import LOOPBACK_CHANNEL
 from ensemble_builder.verify import StoredVolume, served
 from tests.support.bundles import a_segmentation_bundle
+from tests.support.small_triton import SmallTriton, an_ensemble
 from tests.support.volumes import an_oblique_volume
 
 pytestmark = [
@@ -62,6 +64,32 @@ def test_a_new_version_is_loaded_and_the_one_before_comes_back(
         assert _version(server, "b") == ""
     with pytest.raises(RepositoryError, match="has no version 9"):
         models.roll(repository, "b", 9, "127.0.0.1:1")
+
+
+def test_old_and_new_models_never_compute_together(tmp_path: Path) -> None:
+    """While the steps change one after the other, their pipeline isn't served."""
+    repository = an_ensemble(tmp_path / "models")
+    (tmp_path / "triton").mkdir()
+    seen: list[dict[str, str]] = []
+    ended = threading.Event()
+    with SmallTriton(tmp_path / "triton", repository, explicit=True) as server:
+
+        def look() -> None:
+            with triton.InferenceServerClient(server.url) as client:
+                while not ended.wait(0.02):
+                    index = client.get_model_repository_index().models
+                    seen.append({m.name: m.version for m in index if m.state == "READY"})
+
+        an_ensemble(repository, version=2)
+        looker = threading.Thread(target=look)
+        looker.start()
+        try:
+            models.load(repository, "pipeline", server.url)
+        finally:
+            ended.set()
+            looker.join()
+    assert {"threshold": "1"} in seen
+    assert {"pipeline": "1", "threshold": "2"} not in seen
 
 
 def test_without_a_server_the_list_still_says_what_is_there(

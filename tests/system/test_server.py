@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ from ensemble_builder.server.supervisor import BEAT_EVERY_S
 from ensemble_builder.verify import compare, reference, served
 from tests.support.bundles import a_segmentation_bundle
 from tests.support.processes import stub_of
-from tests.support.small_triton import SmallTriton
+from tests.support.small_triton import SmallTriton, a_repository
 from tests.support.volumes import an_oblique_volume
 
 pytestmark = [
@@ -253,6 +254,34 @@ def test_a_model_that_doesn_t_load_is_told_in_its_own_words(
     with pytest.raises(ServerFailed, match="no such thing"):
         server.start()
     server.stop()
+
+
+def test_what_a_person_unloads_is_not_missed(tmp_path: Path) -> None:
+    """A heartbeat without it is none that failed: the watch would start the server again."""
+    repository = a_repository(tmp_path / "models", "threshold")
+    config = repository / "threshold" / "config.pbtxt"
+    image = {
+        "name": "image",
+        "layout": "volume",
+        "modality": "CT",
+        "channels": ["image"],
+        "datatype": "INT16",
+        "dims": [-1, -1, -1],
+        "example_shape": [4, 8, 8],
+        "tensors": {"image": "IMAGE", "rescale": "RESCALE", "affine": "AFFINE"},
+    }
+    told = f'"inputs": [{json.dumps(image)}], "outputs"'
+    config.write_text(config.read_text().replace('"outputs"', told))
+    (tmp_path / "triton").mkdir()
+    with SmallTriton(tmp_path / "triton", repository, explicit=True) as server:
+        heart = Heart(server.url)
+        first = heart.beat(60)
+        with triton.InferenceServerClient(server.url) as operator:
+            operator.unload_model("threshold")
+        second = heart.beat(60)
+        heart.close()
+    assert (first.pipelines, first.failure) == (("threshold",), None)
+    assert (second.pipelines, second.failure) == ((), None)
 
 
 def test_a_server_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
