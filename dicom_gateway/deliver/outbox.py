@@ -17,7 +17,12 @@ from dicom_gateway.config_delivery import Destination
 from dicom_gateway.deliver.cstore import CStore
 from dicom_gateway.deliver.entries import Entries
 from dicom_gateway.deliver.stow import Stow
-from dicom_gateway.errors import DatabaseUnavailable, DestinationUnreachable, GatewayError
+from dicom_gateway.errors import (
+    DatabaseUnavailable,
+    DestinationUnavailable,
+    DestinationUnreachable,
+    GatewayError,
+)
 from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.records import Delivery
 
@@ -86,7 +91,7 @@ class Outbox:
         self._log = get_logger(destination=destination.name)
 
     def run(self) -> None:
-        """Sends until `stop`; never ends by an error of the peer or of the database."""
+        """Sends until `stop`; never ends by an error of an object, the peer or the database."""
         sender = sender_to(self._destination, self._calling_ae_title)
         try:
             while not self._stopping.is_set():
@@ -134,7 +139,7 @@ class Outbox:
         self._sending(delivery)
         started = time.monotonic()
         try:
-            note = sender.send(delivery.result.path)
+            note = self._send(delivery, sender)
         except GatewayError as error:
             if isinstance(error, DestinationUnreachable):
                 self._is_away(started, lasting=error.is_lasting)
@@ -157,6 +162,22 @@ class Outbox:
         self._entries.accepted(delivery, note, self._destination.confirm_first_s, duration_s)
         log.info("accepted", answer=note, proof=self._destination.confirm)
         self._proof_wanted()
+
+    def _send(self, delivery: Delivery, sender: Sender) -> str:
+        try:
+            return sender.send(delivery.result.path)
+        except GatewayError:
+            raise
+        except Exception as error:
+            # The outermost edge of one object: whatever an odd peer makes a library do, the
+            # others go on. The message may quote a data set: frames only.
+            self._log.error("sending_crashed", job_id=delivery.job_id, exc_info=True)
+            sender.close()
+            msg = (
+                f"an unexpected {type(error).__name__} in the gateway itself while it sent to "
+                f"{self._destination}; its log has the place. Please report it; it is tried again"
+            )
+            raise DestinationUnavailable(msg) from error
 
     def _is_away(self, started: float, *, lasting: bool) -> None:
         with self._lock:

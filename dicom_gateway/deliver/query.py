@@ -150,7 +150,7 @@ class Qido:
         try:
             found = json.loads(answer.content)
             return any(one[_SOP_INSTANCE_UID]["Value"] == [uid] for one in found)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = f"{self._destination} answers QIDO-RS in a way that can't be read"
             raise DestinationUnavailable(msg) from error
 

@@ -22,8 +22,8 @@ from pydicom import dcmread
 
 from tests.support.certificates import Credentials
 
-Answer = tuple[int, dict[str, Any] | None]
-"""HTTP status and DICOM JSON."""
+Answer = tuple[int, dict[str, Any] | bytes | None]
+"""HTTP status and DICOM JSON, or a body as it is."""
 
 
 def failed(reason: int) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def a_web_pacs(
                 assert isinstance(content, bytes)
                 pacs.objects.append(content)
             status, told = pacs.answers.pop(0) if len(pacs.answers) > 1 else pacs.answers[0]
-            if status in (200, 202) and told is not None and "00081198" not in told:
+            if status in (200, 202) and isinstance(told, dict) and "00081198" not in told:
                 uid = str(dcmread(BytesIO(pacs.objects[-1])).SOPInstanceUID)
                 (item,) = told["00081199"]["Value"]
                 named = {"00081155": {"vr": "UI", "Value": [uid]}} | item
@@ -95,7 +95,8 @@ def a_web_pacs(
             self._answer(200, found)
 
         def _answer(self, status: int, told: Any) -> None:
-            content = b"" if told is None else json.dumps(told).encode()
+            content = told if isinstance(told, bytes) else json.dumps(told).encode()
+            content = b"" if told is None else content
             self.send_response(status)
             self.send_header("Content-Type", "application/dicom+json")
             self.send_header("Content-Length", str(len(content)))

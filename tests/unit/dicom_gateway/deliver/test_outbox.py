@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from dicom_gateway.config_delivery import Destination, ScuSettings
+from dicom_gateway.config_delivery import Destination, DicomwebDestination, ScuSettings
 from dicom_gateway.database import deliveries, jobs, now_s, transaction
 from dicom_gateway.deliver import Caretaker, Entries, Outbox
 from dicom_gateway.errors import DatabaseUnavailable, DestinationRefused
@@ -28,6 +28,7 @@ from tests.support.jobs import (
 from tests.support.patience import until
 from tests.support.processes import free_port
 from tests.support.scripted_pacs import HANG_UP, a_pacs
+from tests.support.scripted_web_pacs import a_web_pacs, stored
 
 # pynetdicom drops the socket of a connection that failed instead of closing it; CPython
 # closes it on the spot, and says so.
@@ -162,6 +163,19 @@ def test_a_crash_in_the_middle_of_sending_sends_again(
         until(lambda: _state(queue, job) is JobState.DELIVERED)
 
     assert pacs.stored == [uid]
+
+
+def test_an_answer_that_breaks_a_library_ends_one_attempt_and_nothing_else(
+    queue: JobQueue, engine: sa.Engine, entries: Entries, tmp_path: Path
+):
+    """JSON nested too deep for its reader: the reason is in the story, and it is tried again."""
+    job, _ = a_finished_job(queue, engine, tmp_path, "pacs")
+    with a_web_pacs([(200, b"[" * 100_000), (200, stored())]) as pacs:
+        where = Destination(name="pacs", dicomweb=DicomwebDestination(url=pacs.url))
+        with an_outbox(entries, where):
+            until(lambda: _state(queue, job) is JobState.DELIVERED)
+
+    assert any("unexpected RecursionError" in one.note for one in queue.events(job.job_id))
 
 
 def test_a_clock_that_was_set_back_holds_no_delivery_up(
