@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from dicom_gateway.database import jobs, now_s
+from dicom_gateway.jobs.strikes import SUSPECT
 from dicom_gateway.records import Job, JobState, Priority
 
 
@@ -23,12 +24,19 @@ def _once(value: sa.ColumnElement[float]) -> sa.ScalarSelect[float]:
     return sa.select(value).scalar_subquery()
 
 
+_other = jobs.alias("other")
+_A_SUSPECT_RUNS = sa.exists().where(
+    _other.c.state == sa.literal_column(f"'{JobState.RUNNING.value}'"),
+    _other.c.strikes >= SUSPECT,
+)
+
 OLDEST_DUE = (
     sa.select(jobs.c.job_id)
     .where(
         _is(JobState.WAITING),
         jobs.c.priority == sa.bindparam("of_priority"),
         jobs.c.not_before_s <= _once(now_s()),
+        sa.or_(jobs.c.strikes < SUSPECT, ~_A_SUSPECT_RUNS),
     )
     # In the order in which they fell due, as the index has them: however many wait for their
     # next try, none of them is looked at.

@@ -32,6 +32,10 @@ SHORTAGE = 1
 ENOUGH = 15
 """Five lost requests, or fifteen of the others: the job goes to the failed list."""
 
+SUSPECT = 3
+"""From here on a job runs beside no other suspect: whichever of them it is that breaks things, it
+does so alone, and who only stood by isn't given up with it."""
+
 PATIENT_DEATHS = 3
 """Up to here a job taken from a dead gateway is due at once; later it waits more and more,
 so that a job that kills its gateway leaves the others time to get through."""

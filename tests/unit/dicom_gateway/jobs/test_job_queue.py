@@ -322,6 +322,31 @@ def test_a_job_that_loses_every_request_is_given_up_with_the_last_reason(
     assert queue.claim(ME) is None
 
 
+def test_who_stood_by_is_not_given_up_with_the_job_that_breaks_things(
+    queue: JobQueue, engine: sa.Engine, tmp_path: Path
+):
+    """Both lost their requests once; then never together again, and others aren't held up."""
+    pair = {a_job(queue, engine, tmp_path).job_id for _ in range(2)}
+    claimed = [queue.claim(ME), queue.claim(ME)]
+    for one in claimed:
+        assert one is not None
+        queue.retry_later(one, RequestLost("socket closed"))
+    _make_due(engine)
+    other = a_job(queue, engine, tmp_path)
+
+    first, second, third = (queue.claim(ME) for _ in range(3))
+
+    assert first is not None
+    assert first.job_id in pair
+    assert second is not None
+    assert second.job_id == other.job_id
+    assert third is None
+    queue.finish(first, [])
+    last = queue.claim(ME)
+    assert last is not None
+    assert {first.job_id, last.job_id} == pair
+
+
 def test_a_volume_that_never_finds_enough_memory_is_given_up(
     queue: JobQueue, engine: sa.Engine, tmp_path: Path
 ):
