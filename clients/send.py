@@ -348,6 +348,8 @@ def _store(association: Any, found: Found, context_id: int, message_id: int) -> 
         while not association._is_paused:
             time.sleep(0.0001)
         try:
+            if not association.is_established:  # the peer went while the file was read
+                return Outcome(found, None, _NO_ANSWER)
             association.dimse.send_msg(request, context_id)
             _, answer = association.dimse.get_msg(block=True)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ from pydicom.uid import (
     MRImageStorage,
     RLELossless,
 )
-from pynetdicom import AE, evt
+from pynetdicom import AE, dsutils, evt
+from pynetdicom.association import Association
 
 from clients.commands.send import run
 from clients.errors import ClientError, NotAccepted
@@ -27,6 +29,7 @@ from clients.send import (
     Found,
     Outcome,
     Peer,
+    Report,
     Tls,
     batches,
     explain_status,
@@ -36,6 +39,7 @@ from clients.send import (
 from tests.support.certificates import an_authority
 from tests.support.dicom import CANARY, a_ct_series, encoded, write_series
 from tests.support.gateway import an_open_door
+from tests.support.patience import until
 from tests.support.peers import free_port, storescp
 from tests.support.scripted_pacs import delay_negotiation_until_closed
 
@@ -230,6 +234,33 @@ def test_a_connection_lost_midway_leaves_the_rest_unsent(study: Path, tmp_path: 
     assert report.accepted == 0
     assert len(report.outcomes) == 5
     assert all("connection was lost" in outcome.note for outcome in report.outcomes)
+
+
+def test_a_peer_that_goes_while_a_file_is_read_ends_the_sending(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk, a peer that aborts meanwhile: nothing waits for it any more."""
+    read = dsutils.split_dataset
+
+    def read_slowly(path: Path) -> Any:
+        peers = [one for one in threading.enumerate() if isinstance(one, Association)]
+        for one in peers:
+            if one.is_acceptor and one.is_established:
+                one.abort()
+        until(lambda: not any(one.is_alive() for one in peers))
+        return read(path)
+
+    monkeypatch.setattr(dsutils, "split_dataset", read_slowly)
+    reports: list[Report] = []
+    with a_peer([(CTImageStorage, ExplicitVRLittleEndian)]) as (port, _):
+        peer = Peer("127.0.0.1", port, "PEER", "SENDER")
+        found = find_instances([study]).instances
+        sending = threading.Thread(
+            target=lambda: reports.append(send(found, peer, timeout_s=600)), daemon=True
+        )
+        sending.start()
+        sending.join(60)
+    assert [(one.accepted, len(one.outcomes)) for one in reports] == [(0, 5)]
 
 
 def test_more_kinds_than_one_association_can_offer_are_split() -> None:
