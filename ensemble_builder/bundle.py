@@ -29,6 +29,16 @@ from ensemble_builder.bundle_files import (
 )
 from ensemble_builder.contract import ClassRow, SegmentRow
 from ensemble_builder.errors import BundleError
+from ensemble_builder.metadata import (
+    channel_names,
+    first_output,
+    image_names,
+    irregular_of,
+    modality_of,
+    read_metadata,
+    side,
+    text_of,
+)
 from ensemble_builder.networks import ExportedNetwork, export_network
 from ensemble_builder.probe import Findings, missing_package, probe
 from ensemble_builder.runtime.config import PARTS, BundleConfig
@@ -153,7 +163,7 @@ def read_bundle(folder: Path, options: Options | None = None) -> Bundle:
 
 def _read(folder: Path, options: Options) -> Bundle:
     configs = config_names(folder, options.configs)
-    metadata = _read_metadata(folder)
+    metadata = read_metadata(folder)
     bundle = _parsed(folder, configs, options.overrides)
     if not metadata:
         bundle.notes.append(
@@ -167,10 +177,12 @@ def _read(folder: Path, options: Options) -> Bundle:
     weights = weights_of(bundle, folder, options.random_weights)
     extra_keys = _extra_keys(bundle)
     network_id, network = _network(bundle, weights, folder)
-    described = _side(metadata, "inputs")
+    described = side(metadata, "inputs")
     findings = probe(bundle, network, described, extra_keys)
     labelmap = next((one for one in findings.outputs if one.kind == "labelmap"), None)
-    classes = _channel_names(_side(metadata, "outputs").get(findings.pred_key) or _first(metadata))
+    classes = channel_names(
+        side(metadata, "outputs").get(findings.pred_key) or first_output(metadata)
+    )
     masks = next((one for one in findings.outputs if one.kind == "masks"), None)
     segments: tuple[SegmentRow, ...] = ()
     if labelmap:
@@ -201,31 +213,38 @@ def _read(folder: Path, options: Options) -> Bundle:
         overrides=dict(options.overrides),
         y_channels=findings.y_dims[0] if parts else 0,
     )
+    one_number = any(one.kind == "scores" and one.dims == (1,) for one in findings.outputs)
+    if one_number and findings.y_dims[0] > 1:
+        bundle.notes.append(
+            f"of the network's {findings.y_dims[0]} scores the postprocessing makes one number, as "
+            "of the likeliest class; a report shows it as a score"
+        )
+    word, note = modality_of(described)
+    if note:
+        bundle.notes.append(note)
     weights_file = folder / weights.path if weights.path else None
     name = model_name(options.name or folder.resolve().name)
     exported = _network_model(bundle, recipe, network, name, options)
     return Bundle(
         folder=folder,
         name=name,
-        version=str(metadata.get("version", "0")),
+        version=text_of(metadata, "version") or "0",
         recipe=replace(recipe, network_model=exported.model) if exported else recipe,
         findings=findings,
-        modality=_modality(described),
+        modality=word,
         channels={
-            one.key: tuple(_channel_names(described.get(one.key) or {}).values())
-            for one in findings.inputs
-            if one.is_image
+            one.key: image_names(described.get(one.key)) for one in findings.inputs if one.is_image
         },
         classes=classes_of(metadata, classes, findings.y_dims[0]),
         segments=segments,
-        description=str(metadata.get("description", "")),
-        intended_use=str(metadata.get("intended_use", "")),
+        description=text_of(metadata, "description"),
+        intended_use=text_of(metadata, "intended_use"),
         weights_sha256=hashlib.sha256(weights_file.read_bytes()).hexdigest()
         if weights_file
         else f"random weights of seed {weights.seed}",
-        licence=str(metadata.get("license", metadata.get("copyright", ""))),
-        source=str(metadata.get("data_source", "")),
-        irregular=_irregular(metadata),
+        licence=text_of(metadata, "license", "copyright"),
+        source=text_of(metadata, "data_source"),
+        irregular=irregular_of(metadata),
         instances=options.instances,
         named_files=named_files(bundle, folder),
         notes=(*bundle.notes, *(exported.notes if exported else ())),
@@ -420,62 +439,7 @@ def _wide_enough(findings: Findings, segments: Sequence[SegmentRow]) -> tuple[An
     )
 
 
-# Metadata -----------------------------------------------------------------------------
-
-
-def _read_metadata(folder: Path) -> dict[str, Any]:
-    """What configs/metadata.json says; nothing where there is none: it only gives names."""
-    path = folder / "configs" / "metadata.json"
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        msg = f"configs/metadata.json can't be read ({why}); mend it or take it away"
-        raise BundleError(msg) from error
-    if not isinstance(found, dict):
-        msg = "configs/metadata.json is not an object"
-        raise BundleError(msg)
-    return found
-
-
-def _side(metadata: Mapping[str, Any], side: str) -> Mapping[str, Any]:
-    formats = metadata.get("network_data_format")
-    described = formats.get(side) if isinstance(formats, Mapping) else None
-    return described if isinstance(described, Mapping) else {}
-
-
-def _first(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next((d for d in _side(metadata, "outputs").values() if isinstance(d, dict)), {})
-
-
-def _channel_names(described: Any) -> dict[int, str]:
-    """channel_def as numbers and names; whatever can't be read is left out."""
-    stated = described.get("channel_def") if isinstance(described, Mapping) else None
-    if not isinstance(stated, Mapping):
-        return {}
-    return {
-        int(key): str(name)
-        for key, name in sorted(stated.items(), key=lambda one: str(one[0]))
-        if str(key).isdigit()
-    }
-
-
-def _irregular(metadata: Mapping[str, Any]) -> str | None:
-    stated = metadata.get("irregular")
-    if stated in (None, "refuse", "resample", "split"):
-        return stated
-    msg = f"configs/metadata.json: irregular is {stated!r}, expected refuse, resample or split"
-    raise BundleError(msg)
-
-
-def _modality(described: Mapping[str, Any]) -> str:
-    """DICOM's word for what a metadata file calls its modality."""
-    image = next((d for d in described.values() if isinstance(d, Mapping) and "modality" in d), {})
-    word = str(image.get("modality", "")).strip().upper()
-    known = {"MRI": "MR", "X-RAY": "DX", "XRAY": "DX", "N/A": "", "NONE": "", "REGULAR": ""}
-    return known.get(word, word)[:16]
+# Names ----------------------------------------------------------------------------------
 
 
 def model_name(name: str) -> str:
