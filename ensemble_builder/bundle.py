@@ -7,6 +7,7 @@ when it is parsed.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -46,6 +47,7 @@ from ensemble_builder.runtime.fusion import Split, split
 from ensemble_builder.runtime.inputs import InputDatatype
 from ensemble_builder.runtime.networks import network_options
 from ensemble_builder.runtime.recipe import Recipe, Weights
+from ensemble_builder.runtime.rewriting import ids, texts
 from ensemble_builder.runtime.weights import network_with_weights
 from ensemble_builder.segments import classes_of, segments_of, segments_of_masks
 from ensemble_builder.version import BUILDER_VERSION
@@ -267,6 +269,7 @@ def _split(bundle: BundleConfig, findings: Findings) -> Split | None:
 
 
 def _parsed(folder: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> BundleConfig:
+    written: dict[str, Any] = {}
     for name in configs:
         try:
             text = (folder / name).read_text(encoding="utf-8")
@@ -277,7 +280,29 @@ def _parsed(folder: Path, configs: Sequence[str], overrides: Mapping[str, Any]) 
         if not isinstance(found, dict):
             msg = f"{name} is a {type(found).__name__}, expected keys and values"
             raise BundleError(msg)
+        written |= found
+    for place in overrides:
+        _refuse_unused(place, written)
     return BundleConfig(folder, configs, torch.device("cpu"), overrides)
+
+
+def _refuse_unused(place: str, written: Mapping[str, Any]) -> None:
+    """A misspelt --set would change nothing, and nobody would see it.
+
+    Raises:
+        BundleError: the config has no such key at its top, and nothing in it asks for one.
+    """
+    top = re.split(r"::|#|\.", place)[0]
+    asked = rf"[@%]{re.escape(top)}(?!\w)"
+    if place in written or top in written or top in _TOP_IDS:
+        return
+    if any(re.search(asked, one) for one in texts(written)):
+        return
+    inside = [one for one in ids(written) if one.rsplit("::", 1)[-1] == top]
+    near = inside[:3] or difflib.get_close_matches(top, list(map(str, written)), n=1)
+    hint = f"did you mean {' or '.join(near)}?" if near else "it would change nothing"
+    msg = f"--set {place}: the config has no '{top}', and nothing in it asks for one; {hint}"
+    raise BundleError(msg)
 
 
 def _instantiate(bundle: BundleConfig) -> None:
@@ -305,6 +330,9 @@ def _instantiate(bundle: BundleConfig) -> None:
             msg = missing or f"{part}: can't be built: {type(cause).__name__}: {words}"
             raise BundleError(msg) from error
 
+
+_TOP_IDS = frozenset({"evaluator", *(place for part in PARTS.values() for place in part)})
+"""Ids that are looked for in a config, and may be added to it."""
 
 _HINT = "; add it, or name another config with --config"
 

@@ -42,6 +42,15 @@ def components(config: Any, place: str = "") -> Iterator[tuple[str, dict[str, An
         yield from components(child, f"{place}::{key}" if place else str(key))
 
 
+def ids(config: Any, place: str = "") -> Iterator[str]:
+    """The ConfigParser id of everything below a raw config."""
+    if isinstance(config, dict | list):
+        for key, child in config.items() if isinstance(config, dict) else enumerate(config):
+            here = f"{place}::{key}" if place else str(key)
+            yield here
+            yield from ids(child, here)
+
+
 def anchor_macros(config: Any, bundle: Path) -> None:
     """Makes the files of `%file::id` absolute where the bundle has them."""
     if not isinstance(config, dict | list):
