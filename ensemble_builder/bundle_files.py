@@ -136,7 +136,7 @@ def weights_of(bundle: BundleConfig, folder: Path, seed: int | None) -> Weights:
         strict = bool(item.get("strict", True)) and bool(item.get("strict_shape", True))
     if (folder / stated).is_file():
         return Weights(stated, str(key), strict)
-    others = _other_weights(bundle, folder)
+    others = _other_weights(bundle, folder, is_said=bool(loaders))
     if len(others) == 1:
         bundle.notes.append(f"the weights are those of {others[0]}")
         return Weights(others[0], str(key), strict)
@@ -149,18 +149,30 @@ def weights_of(bundle: BundleConfig, folder: Path, seed: int | None) -> Weights:
         )
         raise BundleError(msg)
     msg = (
-        f"{stated} is missing; download or train the weights first (or try the bundle with "
+        f"{stated} is missing; {_where_from(folder)} first (or try the bundle with "
         "--random-weights 0, which gives meaningless results)"
     )
     raise BundleError(msg)
 
 
-def _other_weights(bundle: BundleConfig, folder: Path) -> list[str]:
-    """Files that may hold the weights: those that the config names, or all in models/."""
+def _where_from(folder: Path) -> str:
+    """How to get weights: Model Zoo bundles say where their large files are."""
+    if any((folder / f"large_files.{suffix}").is_file() for suffix in ("yml", "yaml", "json")):
+        return f"fetch it with 'python -m monai.bundle download_large_files --bundle_path {folder}'"
+    return "download or train the weights"
+
+
+def _other_weights(bundle: BundleConfig, folder: Path, *, is_said: bool) -> list[str]:
+    """Files that may hold the weights: those that the config names, or all in models/.
+
+    Where a loader says which file it is and that isn't there, whatever else the config names is
+    something else, such as a searched architecture.
+    """
     there = sorted(one for one in (folder / "models").glob("*") if one.suffix in WEIGHTS_SUFFIXES)
     texts = list(bundle.texts())
     named = [one for one in there if any(one.name in text for text in texts)]
-    return [f"models/{one.name}" for one in named or there]
+    found = [one for one in there if one not in named] if is_said else named or there
+    return [f"models/{one.name}" for one in found]
 
 
 def named_files(bundle: BundleConfig, folder: Path) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from ensemble_builder.runtime.config import BundleConfig
 from ensemble_builder.runtime.recipe import Weights
 
 _jit: Any = torch.jit  # without types
+_LFS = b"version https://git-lfs"
 
 
 def network_with_weights(
@@ -50,17 +51,26 @@ def load_weights(
         module: The network.
         path: The file.
         key: Where a checkpoint keeps the network's state; others are looked at after it.
-        strict: Every weight must be there and no other.
+        strict: No other may be there; the network's own must be in any case.
 
     Raises:
         BundleError: the file isn't such a state dict, or doesn't fit the network.
     """
     state = _state(_content(path), key, module)
     try:
-        module.load_state_dict(state, strict=strict)
+        lacking = module.load_state_dict(state, strict=strict).missing_keys
     except Exception as error:  # of the shape of the file's content
         msg = f"{path.name}: no weights for this network: {_short(error)}"
         raise BundleError(msg) from error
+    learnt = {name for name, _ in module.named_parameters()}
+    random = [name for name in lacking if name in learnt]
+    if random:
+        msg = (
+            f"{path.name}: lacks {len(random)} of the network's {len(learnt)} weights, such as "
+            f"{random[0]}, which would be random, though its loader is not strict; save the "
+            "state_dict of the whole network"
+        )
+        raise BundleError(msg)
     return module
 
 
@@ -73,6 +83,14 @@ def is_torchscript(path: Path) -> bool:
 
 
 def _content(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(len(_LFS))
+    if head == _LFS:
+        msg = f"{path.name}: is a pointer of Git LFS, not the weights; fetch them with git lfs pull"
+        raise BundleError(msg)
+    if not head.startswith((b"PK", b"\x80")):
+        msg = f"{path.name}: is no file that torch.save wrote; download the weights again"
+        raise BundleError(msg)
     try:
         if is_torchscript(path):
             return _jit.load(str(path), map_location="cpu").state_dict()
