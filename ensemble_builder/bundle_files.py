@@ -43,11 +43,22 @@ def find_bundle(bundle: str | Path) -> Path:
     if re.fullmatch(r"[a-z][a-z0-9_]*", str(bundle)) and (built_in / "configs").is_dir():
         return built_in
     names = ", ".join(sorted(p.parent.name for p in BUILT_IN.glob("*/configs")))
+    near = _near(path)
     msg = (
         f"'{bundle}' is neither a folder with configs/ in it, nor a zip of one, "
-        f"nor built in ({names})"
+        f"nor built in ({names}){f'; did you mean {near}?' if near else ''}"
     )
     raise BundleError(msg)
+
+
+def _near(path: Path) -> str:
+    """A bundle that a path leads into, or the only one in a folder; "" where there is none."""
+    if not path.exists():
+        return ""
+    above = [one for one in path.resolve().parents[:2] if (one / "configs").is_dir()]
+    below = [one.parent for one in path.glob("*/configs") if one.is_dir()]
+    near = above or (below if len(below) == 1 else [])
+    return str(near[0]) if near else ""
 
 
 _unpacked_zips: dict[Path, tempfile.TemporaryDirectory[str]] = {}
@@ -57,8 +68,8 @@ def _unpacked(path: Path) -> Path:
     held = _unpacked_zips.setdefault(
         path.resolve(), tempfile.TemporaryDirectory(prefix="tritome-bundle-")
     )
-    root = Path(held.name)
-    if not any(root.iterdir()):
+    root = Path(held.name) / path.stem  # of this name, where the zip has no folder of its own
+    if not root.exists():
         try:
             with zipfile.ZipFile(path) as archive:
                 if sum(one.file_size for one in archive.infolist()) > LARGEST_ZIP_BYTES:
@@ -68,11 +79,21 @@ def _unpacked(path: Path) -> Path:
         except (OSError, zipfile.BadZipFile, RuntimeError) as error:
             msg = f"{path.name}: can't be unpacked: {error}"
             raise BundleError(msg) from error
-    for configs in sorted(root.glob("**/configs"), key=lambda one: len(one.parts)):
-        if configs.is_dir():
-            return configs.parent
-    msg = f"{path.name}: has no folder with configs/ in it"
-    raise BundleError(msg)
+    there = [
+        one.parent
+        for one in root.glob("**/configs")
+        if one.is_dir() and "__MACOSX" not in one.parts
+    ]
+    outermost = min((len(one.parts) for one in there), default=0)
+    found = sorted(one for one in there if len(one.parts) == outermost)
+    if not found:
+        msg = f"{path.name}: has no folder with configs/ in it"
+        raise BundleError(msg)
+    if len(found) > 1:
+        names = ", ".join(one.name for one in found[:4])
+        msg = f"{path.name}: has {len(found)} bundles in it ({names}); unpack it and name one"
+        raise BundleError(msg)
+    return found[0]
 
 
 def config_names(folder: Path, wanted: Sequence[str]) -> tuple[str, ...]:

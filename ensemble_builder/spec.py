@@ -38,6 +38,9 @@ LARGEST_FILE_BYTES = 1_000_000
 LARGEST_TREE = 20_000
 """Values in one file; aliases in YAML can make a few lines unfold into billions."""
 
+_OF_BUNDLES = frozenset({"preprocessing", "inferer", "postprocessing", "network_def", "evaluator"})
+"""Ids of a bundle's config, which no pipeline has."""
+
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 """What a node or an input is called: lower_snake, at most 31 characters."""
 
@@ -215,6 +218,12 @@ def read_spec(path: Path) -> SpecFile:
         PipelineError: the file can't be read, is no YAML, or says what no pipeline can be.
     """
     raw, lines = _load(path)
+    if isinstance(raw, dict) and "nodes" not in raw and _OF_BUNDLES & raw.keys():
+        msg = (
+            f"{path}: is a config of one bundle, not a pipeline of several; name the bundle's "
+            f"folder instead, and this file with --config {path.name}"
+        )
+        raise PipelineError(msg)
     try:
         return SpecFile(PipelineSpec.model_validate(raw), path, lines)
     except ValidationError as error:
