@@ -7,7 +7,7 @@ and the ensemble `<name>`. The same bundle always gives the same bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,9 @@ VERSION = "1"
 LARGEST_TEXT_BYTES = 4 * 2**20
 """A file beside the configs that is larger isn't code and isn't shipped."""
 
-_SHIPPED = (".json", ".yaml", ".yml", ".txt", ".csv", ".py", ".toml")
-_NOT_SHIPPED = ("docs", "eval", "models", "__pycache__", "label", "dataset", "data")
+_SHIPPED = (".json", ".yaml", ".yml", ".txt", ".csv", ".toml")
+_NOT_SHIPPED = ("docs", "eval", "models", "label", "dataset", "data")
+"""Folders of a bundle of which only code is shipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,13 +272,7 @@ def _bundle_files(bundle: Bundle, *, with_weights: bool) -> dict[str, Path]:
     And whatever else the config names, such as an array of statistics.
     """
     root = bundle.folder
-    found = {"LICENSE"} | {
-        str(path.relative_to(root))
-        for path in sorted(root.rglob("*"))
-        if path.suffix in _SHIPPED
-        and not any(p in _NOT_SHIPPED or p.startswith(".") for p in path.relative_to(root).parts)
-        and path.stat().st_size <= LARGEST_TEXT_BYTES
-    }
+    found = {"LICENSE"} | {name for name in _small_files(root) if _is_shipped(root / name, name)}
     if bundle.is_built_in:
         # Its python files are how it was trained, not what it needs.
         found = {name for name in found if not name.endswith(".py")}
@@ -296,6 +291,25 @@ def _bundle_files(bundle: Bundle, *, with_weights: bool) -> dict[str, Path]:
         for name in sorted(found)
         if (root / name).is_file()
     }
+
+
+def _small_files(root: Path) -> Iterator[str]:
+    """Files of a bundle that may travel with each model, by their paths in it."""
+    for path in root.rglob("*"):
+        name = path.relative_to(root)
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+        if not hidden and path.is_file() and path.stat().st_size <= LARGEST_TEXT_BYTES:
+            yield str(name)
+
+
+def _is_shipped(path: Path, name: str) -> bool:
+    """Code, wherever it lies; of folders that hold no data texts, and what lies beside code."""
+    top, *inside = Path(name).parts
+    if path.suffix == ".py" or top in _NOT_SHIPPED:
+        return path.suffix == ".py"
+    if path.suffix in _SHIPPED:
+        return True
+    return bool(inside) and path.suffix not in WEIGHTS_SUFFIXES and any(path.parent.glob("*.py"))
 
 
 def _step_config(bundle: Bundle, step: Step) -> pb.ModelConfig:
