@@ -8,6 +8,7 @@ expressions in it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ class BundleConfig:
         device: torch.device,
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
+        bundle = bundle.resolve()  # Triton gives its repository as it was named
         _make_importable(bundle)
         self._given = (bundle, configs, device, overrides)
         self._device = device
@@ -184,8 +186,9 @@ class BundleConfig:
         return self._parser.get(name, default)
 
     def parsed(self, name: str) -> Any:
-        """The value of one config id."""
-        return self._parser.get_parsed_content(name)
+        """The value of one config id; its relative paths begin at the bundle's root."""
+        with contextlib.chdir(self.folder):  # as whoever runs a bundle stands at its root
+            return self._parser.get_parsed_content(name)
 
     def components(self, target: str) -> list[tuple[str, dict[str, Any]]]:
         """Ids and items whose `_target_` ends in `target`."""
@@ -220,7 +223,7 @@ class BundleConfig:
     def inferer(self) -> Any:
         """The bundle's inferer, such as a SlidingWindowInferer, on this config's device."""
         place = self.place("inferer")
-        found = self._parser.get_parsed_content(place or "inferer")
+        found = self.parsed(place or "inferer")
         for name in ("device", "sw_device"):
             # A config that asks for CUDA by name would leave the device Triton gave us.
             if getattr(found, name, None) is not None:
@@ -235,11 +238,11 @@ class BundleConfig:
             seed: Of its random weights; drawn on the CPU, so that they are the same anywhere.
         """
         if seed is None:
-            network = self._parser.get_parsed_content(network_id)
+            network = self.parsed(network_id)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                network = self._parser.get_parsed_content(network_id)
+                network = self.parsed(network_id)
         if not isinstance(network, torch.nn.Module):
             msg = f"{network_id}: is a {type(network).__name__}, expected a torch.nn.Module"
             raise BundleError(msg)
@@ -250,7 +253,7 @@ class BundleConfig:
         if place is None:
             msg = f"the config has no '{part}', which serving needs"
             raise BundleError(msg)
-        found = self._parser.get_parsed_content(place)
+        found = self.parsed(place)
         if isinstance(found, list | tuple):
             found = Compose(list(found))
         if not isinstance(found, Compose):
