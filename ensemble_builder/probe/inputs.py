@@ -193,7 +193,12 @@ def _likely_extras(
 ) -> dict[str, bool]:
     """Keys beside the images that some transform names, such as clicks: is it a number?"""
     named = set(_strings([getattr(one, "__dict__", {}) for one in flat(before)]))
-    beside = {str(key): False for key in metadata}
+    # An image that nothing reads is made of others, such as of contrasts: no request brings it.
+    beside = {
+        str(key): False
+        for key, described in metadata.items()
+        if not (isinstance(described, Mapping) and _is_image(described))
+    }
     for text in bundle.texts():
         beside |= _beside(text, images)
     beside |= _literally_beside(bundle, images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 import yaml
 from monai.networks.nets import UNet
 
-from ensemble_builder.bundle import Options, read_bundle
+from ensemble_builder.bundle import Options, find_bundle, read_bundle
 from ensemble_builder.errors import BundleError
+from ensemble_builder.plan import plan
 from ensemble_builder.runtime.weights import network_with_weights
 from tests.support.bundles import NETWORK, a_segmentation_bundle
 from tests.support.zoo import a_bundle, compose, step
@@ -93,6 +95,20 @@ def test_the_number_of_channels_is_the_network_s(tmp_path: Path) -> None:
     assert (one.layout, one.channels) == ("channels", 6)
 
 
+def test_an_image_that_is_made_of_others_is_no_input(tmp_path: Path) -> None:
+    """Metadata describes what the network takes; a request brings what is read."""
+    names = ["t1", "t2"]
+    config = _config(
+        network={"_target_": "UNet", **NETWORK, "in_channels": 2},
+        preprocessing=compose(
+            step("LoadImaged", names, ensure_channel_first=True),
+            step("ConcatItemsd", names, name="image"),
+        ),
+    )
+    inputs = read_bundle(a_bundle(tmp_path / "b", config), RANDOM).recipe.inputs
+    assert [one.key for one in inputs] == names
+
+
 def test_what_the_config_writes_as_a_number_is_one(tmp_path: Path) -> None:
     """A prompt such as a class's number would otherwise be taken for points."""
     config = _config(
@@ -129,6 +145,44 @@ def test_the_only_thing_that_can_be_a_part_is_it(tmp_path: Path) -> None:
     assert _kinds(a_bundle(tmp_path / "b", config)) == ONE_MASK
 
 
+def test_a_relative_path_begins_at_the_bundle_s_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the command is given, and wherever the server that serves it was started."""
+    roi = "$__import__('json').loads(__import__('pathlib').Path('configs/window.json').read_text())"
+    config = _config(inferer={"_target_": "SlidingWindowInferer", "roi_size": roi})
+    folder = a_bundle(tmp_path / "b", config, scripts={"configs/window.json": "[24, 16, 8]"})
+    monkeypatch.chdir(tmp_path)
+    bundle = read_bundle(Path("b"), RANDOM)
+    assert bundle.recipe.window == (1, 24, 16, 8)
+    assert "1/bundle/configs/window.json" in plan(bundle)[0].files
+    assert bundle.recipe.open(Path("b"), torch.device("cpu")).inferer().roi_size == [24, 16, 8]
+    assert Path.cwd() == tmp_path != folder
+
+
+def test_code_and_what_lies_beside_it_travels(tmp_path: Path) -> None:
+    """Packages may be called models or data, too; images in a folder of data stay at home."""
+    files = [
+        *("scripts/__init__.py", "scripts/models/__init__.py", "scripts/models/net.py"),
+        *("scripts/data/norm.py", "scripts/data/mean.npy", "models/parts.py"),
+    ]
+    stay = ["data/patient.nii.gz", "data/list.json", "eval/seg.csv", "scripts/models/old.pt"]
+    folder = a_bundle(tmp_path / "b", _config(), scripts=dict.fromkeys([*files, *stay], ""))
+    for model in plan(read_bundle(folder, RANDOM))[:3]:
+        there = {name.removeprefix("1/bundle/") for name in model.files}
+        assert there >= set(files)
+        assert not there & set(stay)
+
+
+def test_a_zip_of_a_bundle_s_content_has_the_zip_s_name(tmp_path: Path) -> None:
+    """With a folder of its own it has that one's name: the same each time it is built."""
+    folder = a_segmentation_bundle(tmp_path / "in" / "b")
+    for where in (folder, folder.parent):
+        name = shutil.make_archive(str(tmp_path / f"of_{where.name}"), "zip", where)
+        found = find_bundle(name)
+        assert found.name == ("of_b" if where == folder else "b")
+
+
 def test_a_bundle_without_metadata_has_nameless_labels(tmp_path: Path) -> None:
     """Metadata only gives names; that there are none is said."""
     folder = a_segmentation_bundle(tmp_path / "b")
@@ -147,7 +201,7 @@ def test_labels_without_a_channel_axis_are_a_label_map(tmp_path: Path, last: str
 
 
 def test_a_number_of_a_class_is_a_score(tmp_path: Path) -> None:
-    """A classification that ends in argmax gives one number."""
+    """A classification that ends in argmax gives one number; that it is no score is said."""
     config = _config(
         network={
             "_target_": "DenseNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 3,
@@ -156,7 +210,9 @@ def test_a_number_of_a_class_is_a_score(tmp_path: Path) -> None:
         preprocessing=compose(LOAD, step("Resized", "image", spatial_size=[32, 32, 32])),
         inferer={"_target_": "SimpleInferer"},
     )  # fmt: skip
-    assert _kinds(a_bundle(tmp_path / "b", config)) == [("scores", (1,), False)]
+    bundle = read_bundle(a_bundle(tmp_path / "b", config), RANDOM)
+    assert [(one.kind, one.dims) for one in bundle.recipe.outputs] == [("scores", (1,))]
+    assert any("of the network's 3 scores" in note for note in bundle.notes)
 
 
 _LIST_OF_ONE = """
