@@ -41,7 +41,7 @@ from ensemble_builder.runtime.networks import RUNTIMES
 from ensemble_builder.sharing import PIPELINE_RECORD
 from ensemble_builder.spec import Name, NetworkNode, SpecFile, is_spec, read_spec
 from ensemble_builder.version import BUILDER_VERSION
-from ensemble_builder.wired import Joint, Member, MemberModel, Wired
+from ensemble_builder.wired import NO_MASK, Joint, Member, MemberModel, Wired
 from ensemble_builder.wiring import wire
 
 PIPELINE_FILE = "pipeline.yaml"
@@ -154,11 +154,20 @@ def read_members(file: SpecFile, options: Options) -> dict[str, Bundle]:
 
 def member_of(bundle: Bundle) -> Member:
     """What the wiring needs to know of a bundle."""
-    masks = [
-        Tensor(one.tensor, one.datatype, one.dims)
-        for one in bundle.recipe.outputs
-        if one.kind == "labelmap" and one.on_input_grid and len(one.dims) == 3
-    ]
+    maps = [one for one in bundle.recipe.outputs if one.kind == "labelmap" and len(one.dims) == 3]
+    masks = [Tensor(one.tensor, one.datatype, one.dims) for one in maps if one.on_input_grid]
+    why = NO_MASK
+    if len(masks) > 1:
+        names = ", ".join(mask.name for mask in masks)
+        why = (
+            f"gives {len(masks)} label maps ({names}), and a pipeline takes one of each network; "
+            "let its postprocessing write only one"
+        )
+    elif maps and not masks:
+        why = (
+            "gives its label map on other voxels than the image's; let its postprocessing bring it "
+            "back with Invertd"
+        )
     return Member(
         models=tuple(
             MemberModel(f"{bundle.name}_{step.role}", step.inputs, step.outputs)

@@ -44,8 +44,8 @@ _OF_BUNDLES = frozenset({"preprocessing", "inferer", "postprocessing", "network_
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 """What a node or an input is called: lower_snake, at most 31 characters."""
 
-_Byte = Annotated[int, Field(ge=0, le=255)]
-_Label = Annotated[int, Field(ge=1, le=65535)]
+_Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
+_Label = Annotated[int, Field(strict=True, ge=1, le=65535)]
 
 Place = tuple[str | int, ...]
 """Keys and indices that lead to a value of the file, such as ("nodes", "lungs", "image")."""
@@ -92,11 +92,11 @@ class RegionNode(_Part):
     """The network or merge whose mask says where."""
     labels: Annotated[tuple[_Label, ...], Field(min_length=1)] | None = None
     """Labels that count; all of them where not given."""
-    margin_mm: Annotated[float, Field(ge=0, le=500, allow_inf_nan=False)] = 0.0
+    margin_mm: Annotated[float, Field(strict=True, ge=0, le=500, allow_inf_nan=False)] = 0.0
     """How far the region reaches beyond these labels, along the image's axes."""
-    crop: bool = True
+    crop: Annotated[bool, Field(strict=True)] = True
     """Cut the image to the region's bounding box; masks found in it are pasted back."""
-    outside_value: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    outside_value: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
     """Where given, every voxel of other labels gets this value (in CT: HU), or the nearest one
     that the image's pixels can hold, so that the mask gates what the next network sees. Voxels
     within `margin_mm` of the labels are kept."""

@@ -18,6 +18,8 @@ from ensemble_builder.spec import SpecFile
 
 BOX = Tensor("BOX", "INT64", (3, 3))
 
+NO_MASK = "gives no label map of a volume, which a pipeline needs of each network"
+
 RuntimeClass = Literal["Region", "Paste", "Channels", "Merge"]
 """Classes in `runtime.joints`."""
 
@@ -41,6 +43,7 @@ class Member:
         mask: Its one label map on its first input's grid; None where it has none.
         segments: What the labels mean.
         modality: DICOM Modality, empty where unknown.
+        no_mask: Why it has none, in words that follow its name.
     """
 
     models: tuple[MemberModel, ...]
@@ -48,6 +51,7 @@ class Member:
     mask: Tensor | None
     segments: tuple[SegmentRow, ...]
     modality: str
+    no_mask: str = NO_MASK
 
 
 @dataclass(frozen=True, slots=True)

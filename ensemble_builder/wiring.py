@@ -62,11 +62,7 @@ def _network(work: Sketch, name: str, node: NetworkNode) -> None:
     """The calls of a bundle's models, with what feeds them before and what pastes back after."""
     member, place = work.members[name], ("nodes", name)
     if member.mask is None:
-        raise work.file.error(
-            (*place, "bundle"),
-            f"'{node.bundle}' gives no label map of a volume, which a pipeline needs of each "
-            "network",
-        )
+        raise work.file.error((*place, "bundle"), f"'{node.bundle}' {member.no_mask}")
     first = first_image(work, name, node, member)
     known = edges_of(member.inputs[0], first)
     known |= further_inputs(work, name, node, member, first)

@@ -135,6 +135,18 @@ def test_a_spec_is_frozen(tmp_path: Path) -> None:
             "  lungs: {bundle: 7}",
             "two.yaml:3: nodes.lungs.bundle: input should be a valid string",
         ),
+        (
+            "  box: {region_of: lungs, labels: [yes]}",
+            "two.yaml:3: nodes.box.labels.0: input should be a valid integer",
+        ),
+        (
+            "  box: {region_of: lungs, crop: 1}",
+            "two.yaml:3: nodes.box.crop: input should be a valid boolean",
+        ),
+        (
+            "  box: {region_of: lungs, outside_value: true}",
+            "two.yaml:3: nodes.box.outside_value: input should be a valid number",
+        ),
         ("  - lungs", "two.yaml:3: nodes must have keys and values, as 'key: value'"),
         (
             "  lungs: {bundle: [",
