@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ensemble_builder.bundle import Options, find_bundle, read_bundle
@@ -14,8 +14,19 @@ from ensemble_builder.runtime.networks import RUNTIMES, NetworkOptions
 __all__ = ["RUNTIMES", "build", "planned"]
 
 
-def planned(bundle: str | Path, options: Options | None = None) -> tuple[Model, ...]:
+def _nobody(_note: str) -> None:
+    """Nobody wants to hear of it."""
+
+
+def planned(
+    bundle: str | Path, options: Options | None = None, tell: Callable[[str], None] = _nobody
+) -> tuple[Model, ...]:
     """The Triton models that serve a bundle or a pipeline YAML, nothing written.
+
+    Args:
+        bundle: As for `build`.
+        options: What a person chose besides it.
+        tell: Hears what was read otherwise than it is written, in words.
 
     Raises:
         BundleError: a bundle can't be read or served.
@@ -25,8 +36,11 @@ def planned(bundle: str | Path, options: Options | None = None) -> tuple[Model, 
     NetworkOptions(options.runtime, options.precision)  # refuses what is none of them
     pipeline = find_pipeline(bundle)
     if pipeline is not None:
-        return plan_pipeline(pipeline, options)
-    return plan(read_bundle(find_bundle(bundle), options))
+        return plan_pipeline(pipeline, options, tell)
+    found = read_bundle(find_bundle(bundle), options)
+    for note in found.notes:
+        tell(note)
+    return plan(found)
 
 
 def build(
@@ -35,6 +49,7 @@ def build(
     options: Options | None = None,
     *,
     replace: bool = False,
+    tell: Callable[[str], None] = _nobody,
 ) -> Iterator[tuple[Model, bool]]:
     """Writes the Triton models that serve a bundle or a pipeline YAML.
 
@@ -44,6 +59,7 @@ def build(
         repository: The model repository's folder; made where it doesn't exist.
         options: What a person chose besides the bundle.
         replace: Write version 1 and drop all others instead of adding one.
+        tell: As for `planned`.
 
     Yields:
         Each model written and whether it changed, in the ensemble's order, ensemble last.
@@ -53,4 +69,4 @@ def build(
         PipelineError: the YAML is wrong.
         RepositoryError: the repository can't be written.
     """
-    yield from write(planned(bundle, options), repository, replace=replace)
+    yield from write(planned(bundle, options, tell), repository, replace=replace)

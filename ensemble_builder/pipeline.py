@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,17 +77,23 @@ def code_of(path: Path) -> tuple[Path, ...]:
     return (path, *dict.fromkeys(bundle for bundle in beside if bundle.exists()))
 
 
-def plan_pipeline(path: Path, options: Options | None = None) -> tuple[Model, ...]:
+def plan_pipeline(
+    path: Path, options: Options | None = None, tell: Callable[[str], None] | None = None
+) -> tuple[Model, ...]:
     """The models that serve a pipeline, ensemble last.
 
     Args:
         path: Its YAML.
         options: What a person chose besides; holds for each bundle that says nothing else.
+        tell: Hears what of each bundle was read otherwise than it is written.
 
     Raises:
         PipelineError: the file or a bundle in it can't be served; says file, line and why.
     """
     file, bundles, wired = read_pipeline(path, options or Options())
+    for node, bundle in bundles.items():
+        for note in bundle.notes if tell else ():
+            tell(f"{node}: {note}")
     models = _distinct(file, bundles, wired)
     contract = contract_of_pipeline(file, bundles, wired)
     ensemble = ensemble_model(contract.pipeline, contract, _ensemble(contract.pipeline, wired))
@@ -177,6 +183,7 @@ def member_of(bundle: Bundle) -> Member:
         mask=masks[0] if len(masks) == 1 else None,
         segments=bundle.segments,
         modality=bundle.modality,
+        no_mask=why,
     )
 
 

@@ -1,4 +1,8 @@
-"""`tritome build`: shows what the builder writes, model by model."""
+"""`tritome build`: shows what the builder writes, model by model, and what should be known of it.
+
+A bundle may give what a client of its own can use and the gateway can't; that is said here, and
+not by the first study's failure.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from clients.commands.bundles import check_trust
-from clients.console import out
+from clients.console import out, warn
 
 if TYPE_CHECKING:
     from ensemble_builder.bundle import Options
@@ -25,8 +29,9 @@ def run(bundle: str, output: Path, options: Options, *, trust: bool, replace: bo
     for column in ("Model", "Version", "Files", "Size", ""):
         table.add_column(column)
     names: list[str] = []
+    notes: list[str] = []
     with out.status(f"Reading {bundle} ...") as status:
-        for model, changed in build(bundle, output, options, replace=replace):
+        for model, changed in build(bundle, output, options, replace=replace, tell=notes.append):
             status.update(f"Wrote {model.name} ...")
             names.append(model.name)
             versions = [int(p.name) for p in (output / model.name).glob("*") if p.name.isdigit()]
@@ -42,7 +47,27 @@ def run(bundle: str, output: Path, options: Options, *, trust: bool, replace: bo
             )
     out.print(table)
     out.print(f"{output} is ready after {time.monotonic() - started:.1f} s.")
+    for note in notes:
+        warn(note)
     pipeline = names[-1]
+    refusal = _gateways_refusal(pipeline, newest / "contract.json")
+    if refusal:
+        warn(f"The gateway can't use it yet: {refusal}")
     out.print(f"Name it in gateway.yaml: [bold]pipelines: \\[{pipeline}][/]")
     out.print(f"Prove it equal to MONAI: [bold]tritome verify {pipeline} -m {output}[/]")
     out.print(f"Serve it: [bold]tritome triton --model-repository {output}[/]")
+
+
+def _gateways_refusal(pipeline: str, contract: Path) -> str:
+    """What the gateway would say of every study for this pipeline; "" where it can serve it."""
+    from dicom_gateway.errors import ContractMismatch  # noqa: PLC0415
+    from dicom_gateway.infer import read_contract, slots_of  # noqa: PLC0415
+    from dicom_gateway.infer.request import usable_outputs  # noqa: PLC0415
+
+    try:
+        found = read_contract(contract.read_text(encoding="utf-8"), pipeline)
+        slots_of(found)
+        usable_outputs(found)
+    except ContractMismatch as error:
+        return str(error)
+    return ""

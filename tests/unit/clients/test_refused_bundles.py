@@ -63,6 +63,56 @@ def _other_weights(folder: Path) -> list[str]:
     return [str(bundle)]
 
 
+def _weights_of(content: bytes) -> Make:
+    def make(folder: Path) -> list[str]:
+        bundle = a_segmentation_bundle(folder / "b")
+        (bundle / "models" / "model.pt").write_bytes(content)
+        return [str(bundle)]
+
+    return make
+
+
+def _weights_left_in_the_zoo(folder: Path) -> list[str]:
+    arguments = _no_weights(folder)
+    (folder / "b" / "large_files.yml").write_text("large_files: []", encoding="utf-8")
+    return arguments
+
+
+def _only_a_searched_architecture(folder: Path) -> list[str]:
+    loader = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"}
+    changed = {"arch_path": "$@bundle_root + '/models/searched.pt'", "handlers": [loader]}
+    bundle = a_segmentation_bundle(folder / "b", changed={"bundle_root": ".", **changed})
+    (bundle / "models" / "model.pt").rename(bundle / "models" / "searched.pt")
+    return [str(bundle)]
+
+
+def _two_bundles_in_a_zip(folder: Path) -> list[str]:
+    with zipfile.ZipFile(folder / "zoo.zip", "w") as archive:
+        for name in ("spleen", "lung"):
+            archive.writestr(f"models/{name}/configs/inference.json", "{}")
+    return [str(folder / "zoo.zip")]
+
+
+def _half_of_the_weights(folder: Path) -> list[str]:
+    loader = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"}
+    bundle = a_segmentation_bundle(
+        folder / "b", changed={"bundle_root": ".", "handlers": [{**loader, "strict": False}]}
+    )
+    path = bundle / "models" / "model.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save(dict(list(state.items())[::2]), path)
+    return [str(bundle)]
+
+
+def _a_config_of_a_bundle(name: str) -> Make:
+    def make(folder: Path) -> list[str]:
+        configs = a_segmentation_bundle(folder / "b") / "configs"
+        (configs / "inference.yaml").write_bytes((configs / "inference.json").read_bytes())
+        return [str(configs / name)]
+
+    return make
+
+
 def _a_pickle(folder: Path) -> list[str]:
     bundle = a_segmentation_bundle(folder / "b")
     torch.save({"model": Path("/")}, bundle / "models" / "model.pt")
@@ -185,6 +235,15 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "references in a circle": (_cycle, "inferer: refers to itself in a circle"),
     "absent weights": (_no_weights, r"models/model\.pt is missing"),
     "weights of another network": (_other_weights, "no weights for this network"),
+    "half of the weights": (_half_of_the_weights, "lacks .* which would be random"),
+    "a pointer in place of weights": (
+        _weights_of(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"),
+        "git lfs pull",
+    ),
+    "a page in place of weights": (_weights_of(b"<html>not found</html>"), "download .* again"),
+    "weights left in the zoo": (_weights_left_in_the_zoo, "monai.bundle download_large_files"),
+    "something else than the weights": (_only_a_searched_architecture, r"models/model\.pt is miss"),
+    "several bundles in a zip": (_two_bundles_in_a_zip, r"has 2 bundles in it \(lung, spleen\)"),
     "weights that are code": (_a_pickle, "not unpickled"),
     "an unknown transform": (
         _changed(preprocessing=_pre(step("Sharpend", "image"))),
@@ -256,6 +315,22 @@ REFUSED: dict[str, tuple[Make, str]] = {
         lambda folder: [str(a_segmentation_bundle(folder / "b")), "--set", "inferrer.overlap=0.1"],
         "has no 'inferrer'",
     ),
+    "a setting that nothing reads": (
+        lambda folder: [str(a_segmentation_bundle(folder / "b")), "--set", "overlap=0.1"],
+        "did you mean inferer::overlap",
+    ),
+    "a config in place of its bundle": (
+        _a_config_of_a_bundle("inference.json"),
+        "did you mean .*/b",
+    ),
+    "a YAML config in place of its bundle": (
+        _a_config_of_a_bundle("inference.yaml"),
+        r"config of one bundle.*--config inference\.yaml",
+    ),
+    "the folder of a bundle's folder": (
+        lambda folder: [str(a_segmentation_bundle(folder / "twice" / "b").parent)],
+        "did you mean .*/twice/b",
+    ),
     "a config that isn't there": (
         lambda folder: [str(a_segmentation_bundle(folder / "b")), "--config", "infer.json"],
         "no such file in the bundle",
@@ -298,3 +373,21 @@ def test_reading_a_bundle_says_once_that_it_is_code(
     assert "A bundle is code" not in capsys.readouterr().err
     known = json.loads((tmp_path / "home/tritome/trusted_bundles.json").read_text("utf-8"))
     assert list(known) == [bundle]
+
+
+def test_a_build_says_what_the_gateway_would_say_of_each_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise the first study would: a mask that isn't brought back can't be placed."""
+    bundle = a_segmentation_bundle(
+        tmp_path / "b",
+        changed={"postprocessing": compose(step("AsDiscreted", argmax=True))},
+        metadata={"network_data_format": {"inputs": {"image": {"modality": "whatever"}}}},
+    )
+    assert tritome("build", str(bundle), "-o", str(tmp_path / "repository")) == 0
+    said = capsys.readouterr().err
+    assert "The gateway can't use it yet: output MASK of 'b' has a grid of its own" in said
+    assert "calls the modality 'whatever'" in said
+    served = str(a_segmentation_bundle(tmp_path / "c"))
+    assert tritome("build", served, "-o", str(tmp_path / "repository")) == 0
+    assert "can't use it" not in capsys.readouterr().err
