@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from clients.commands.bundles import check_trust
-from clients.console import out
+from clients.console import out, warn
 from clients.errors import ClientError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def run(
     if path is not None:
         out.print(f"Certificate: {path}")
     out.print(_sentence(document))
+    _say_unproven("", document)
     return bool(document["passed"])
 
 
@@ -81,6 +82,7 @@ def run_all(folder: Path, *, markdown: Path | None, random_weights: int, trust: 
     for name, verdict in verdicts.items():
         if "error" in verdict:
             out.print(f"[red]{name}:[/] {escape(str(verdict['error']))}")
+        _say_unproven(f"{name}: ", verdict)
     out.print(f"{passed} of {len(verdicts)} are built, served and equal.")
     if markdown is not None:
         _write_markdown(markdown, rows)
@@ -172,6 +174,15 @@ def _sentence(document: Mapping[str, Any]) -> str:
         f"[bold red]What is served differs from MONAI[/] with {', '.join(failed)}: "
         "don't use it; the table says in which step it begins."
     )
+
+
+def _say_unproven(prefix: str, document: Mapping[str, Any]) -> None:
+    """Two results with nothing in them are equal, too."""
+    if document.get("unproven"):
+        warn(
+            f"{prefix}this input proves little, as {'; '.join(document['unproven'])}; give an "
+            "image that shows something with --input"
+        )
 
 
 def _request(image: Path) -> dict[str, Any]:

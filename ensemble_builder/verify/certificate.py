@@ -55,6 +55,7 @@ class Verdict:
         request: Where the input came from, in words.
         request_sha256: Over its tensors.
         runtimes: One or several comparisons of the same input.
+        unproven: What had nothing to do with this input, so that its comparison says nothing.
     """
 
     pipeline: str
@@ -64,6 +65,7 @@ class Verdict:
     request_sha256: str
     server: str
     runtimes: tuple[RuntimeParity, ...]
+    unproven: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

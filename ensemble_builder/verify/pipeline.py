@@ -113,6 +113,7 @@ def pipeline_reference(built: BuiltPipeline, request: Request) -> Mask:
         for one in inputs_of(built.file)
     }
     masks: dict[str, tuple[Mask, str]] = {}
+    idle: list[str] = []
     for name in order(built.file):
         node = spec.nodes[name]
         if isinstance(node, NetworkNode):
@@ -120,11 +121,18 @@ def pipeline_reference(built: BuiltPipeline, request: Request) -> Mask:
         elif isinstance(node, RegionNode):
             mask, grid = masks[node.region_of]
             images[name] = _region(node, mask, images[grid])
+            if not _chosen(node, mask).any():
+                idle.append(f"region '{name}': '{node.region_of}' has none of its labels")
         else:
             tables = built.tables[name]
             merged = _merge(node, [(masks[m][0], tables[m]) for m in node.merge])
+            idle += [
+                f"merge '{name}': '{member}' has none of its labels"
+                for member in node.merge
+                if not np.isin(masks[member][0], [label for label, _ in tables[member]]).any()
+            ]
             masks[name] = (merged, masks[node.merge[0]][1])
-    return masks[spec.output][0]
+    return masks[spec.output][0], tuple(idle)
 
 
 def _network(
@@ -175,8 +183,12 @@ def _fed(
     return {one.tensor: image, one.rescale: rescale, one.affine: like.affine}
 
 
+def _chosen(node: RegionNode, mask: Mask) -> NDArray[np.bool_]:
+    return mask > 0 if node.labels is None else np.isin(mask, node.labels)
+
+
 def _region(node: RegionNode, mask: Mask, whole: _Image) -> _Image:
-    chosen = mask > 0 if node.labels is None else np.isin(mask, node.labels)
+    chosen = _chosen(node, mask)
     if not chosen.any():
         return whole
     spacing = np.linalg.norm(whole.affine[:3, :3], axis=0)[::-1]
@@ -265,9 +277,11 @@ def _verdict(
     served: Sequence[tuple[str, BuiltPipeline]],
     request: Request | None,
 ) -> Verdict:
-    chosen = _generated(built) if request is None else request
+    inputs = inputs_of(built.file)
+    given = None if request is None else fitting(request, inputs, built.spec.pipeline)
+    chosen = _generated(built) if given is None else given
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in chosen.items())
-    expected = pipeline_reference(built, chosen)
+    expected, idle = pipeline_reference(built, chosen)
     return Verdict(
         pipeline=built.spec.pipeline,
         bundle_sha256=str(built.contract["bundle_sha256"]),
@@ -276,6 +290,7 @@ def _verdict(
         request_sha256=request_digest(chosen),
         server=server.origin,
         runtimes=tuple(_one_runtime(server, name, one, chosen, expected) for name, one in served),
+        unproven=idle,
     )
 
 

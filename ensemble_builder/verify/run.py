@@ -30,7 +30,6 @@ from ensemble_builder.runtime.recipe import Recipe
 from ensemble_builder.samples import IMAGE_JI, VOLUME_KJI, sample
 from ensemble_builder.server import TritonServer
 from ensemble_builder.verify.certificate import (
-    RuntimeParity,
     Verdict,
     judged,
     request_digest,
@@ -107,14 +106,19 @@ def verify_served(
         (repository / pipeline / str(version) / "contract.json").read_text(encoding="utf-8")
     )
     examples = [tuple(one["example_shape"]) for one in contract["inputs"]]
-    chosen = request if request is not None else generated(source, examples)
+    chosen = (
+        generated(source, examples)
+        if request is None
+        else fitting(request, source.recipe.inputs, pipeline)
+    )
+    expected = _expected(source, chosen)
     with tempfile.TemporaryDirectory(prefix="tritome-verify-") as folder:
         only = Path(folder) / "model_repository"
         only.mkdir()
         for name in steps_of_version(repository / pipeline, version):
             (only / name).symlink_to((repository / name).resolve())
         with TritonServer(only, log=Path(folder) / "triton.log", watch=False) as server:
-            parity = _one_runtime(source, server, pipeline, source.recipe.runtime, request=chosen)
+            actual = served_stages(server.grpc_url, pipeline, source.recipe, chosen)
             verdict = Verdict(
                 pipeline=pipeline,
                 bundle_sha256=str(contract.get("bundle_sha256", "")),
@@ -122,7 +126,8 @@ def verify_served(
                 request=_words(request, chosen),
                 request_sha256=request_digest(chosen),
                 server=server.origin,
-                runtimes=(parity,),
+                runtimes=(judged(source.recipe.runtime, compare_stages(expected, actual)),),
+                unproven=_without_labels(expected),
             )
     return verdict, write_certificate(verdict, repository, str(contract["certificate"]))
 
@@ -132,7 +137,11 @@ def _compared(
 ) -> Verdict:
     source = Source.of(found)
     examples = [tuple(shape) for shape in found.findings.example_shapes.values()]
-    chosen = request if request is not None else generated(source, examples)
+    chosen = (
+        generated(source, examples)
+        if request is None
+        else fitting(request, source.recipe.inputs, found.name)
+    )
     expected = _expected(source, chosen)
     return Verdict(
         pipeline=found.name,
@@ -142,24 +151,25 @@ def _compared(
         request_sha256=request_digest(chosen),
         server=server.origin,
         runtimes=tuple(
-            _one_runtime(source, server, name, runtime, request=chosen, expected=expected)
+            judged(
+                runtime,
+                compare_stages(
+                    expected, served_stages(server.grpc_url, name, source.recipe, chosen)
+                ),
+            )
             for runtime, name in names.items()
         ),
+        unproven=_without_labels(expected),
     )
 
 
-def _one_runtime(
-    source: Source,
-    server: TritonServer,
-    name: str,
-    runtime: str,
-    *,
-    request: Request,
-    expected: Stages | None = None,
-) -> RuntimeParity:
-    expected = expected or _expected(source, request)
-    actual = served_stages(server.grpc_url, name, source.recipe, request)
-    return judged(runtime, compare_stages(expected, actual))
+def _without_labels(expected: Stages) -> tuple[str, ...]:
+    """Label maps and masks that are empty: equal ones would say little."""
+    return tuple(
+        f"{name} has no label anywhere"
+        for name, value in expected.outputs.items()
+        if value.dtype.kind == "u" and not value.any()
+    )
 
 
 def _expected(source: Source, request: Request) -> Stages:

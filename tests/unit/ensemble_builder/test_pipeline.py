@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import text_format
@@ -15,8 +17,11 @@ from ensemble_builder.bundle import Options
 from ensemble_builder.errors import PipelineError
 from ensemble_builder.pipeline import code_of, find_pipeline, plan_pipeline
 from ensemble_builder.plan import Model
+from ensemble_builder.verify.pipeline import BuiltPipeline, pipeline_reference
 from tests.support.bundles import a_segmentation_bundle
 from tests.support.pipelines import a_pipeline, a_threshold_bundle
+from tests.support.volumes import an_oblique_volume
+from tests.support.zoo import compose, step
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:monai")
 
@@ -159,6 +164,52 @@ def test_bundles_that_cannot_be_had_are_named_with_their_line(
     with pytest.raises(PipelineError) as caught:
         plan_pipeline(file)
     assert str(caught.value).replace(f"{tmp_path}/", "").startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        (
+            compose(
+                step("AsDiscreted", argmax=True),
+                step("CopyItemsd", names="again"),
+                step("SaveImaged", ["pred", "again"]),
+            ),
+            r"gives 2 label maps \(PRED, AGAIN\), and a pipeline takes one",
+        ),
+        (
+            compose(step("AsDiscreted", argmax=True), step("Resized", spatial_size=[9, 9, 9])),
+            "gives its label map on other voxels than the image's",
+        ),
+    ],
+)
+def test_a_bundle_that_a_pipeline_can_t_take_is_refused_with_the_reason(
+    tmp_path: Path, after: dict[str, Any], reason: str
+) -> None:
+    """A label map is there, but not the one that other nodes could use."""
+    before = compose(step("LoadImaged", "image", ensure_channel_first=True))
+    parts = {"preprocessing": before, "postprocessing": after}
+    a_segmentation_bundle(tmp_path / "spot", changed=parts)
+    file = a_pipeline(tmp_path, "  spot: {bundle: ./spot}", output="spot")
+    with pytest.raises(PipelineError, match=rf"two.yaml:3: './spot' {reason}"):
+        plan_pipeline(file)
+
+
+def test_what_had_nothing_to_do_is_not_proven(folder: Path, tmp_path: Path) -> None:
+    """Two results with nothing in them are equal, too: the certificate says which."""
+    list(build(folder / "two.yaml", tmp_path))
+    built = BuiltPipeline.find(tmp_path, "two")
+    assert built is not None
+    volume = an_oblique_volume((12, 20, 24))
+    _, idle = pipeline_reference(built, volume.request())
+    assert idle == ()
+    mask, idle = pipeline_reference(built, replace(volume, image=volume.image * 0 - 1000).request())
+    assert not mask.any()
+    assert idle == (
+        "region 'around': 'spot' has none of its labels",
+        "merge 'all': 'spot' has none of its labels",
+        "merge 'all': 'closer' has none of its labels",
+    )
 
 
 def test_names_that_would_meet_are_refused(folder: Path) -> None:
