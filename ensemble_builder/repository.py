@@ -117,6 +117,9 @@ def steps_of_version(ensemble: Path, version: int) -> dict[str, int]:
     try:
         steps = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        if version in versions_of(ensemble):
+            msg = f"{ensemble.name} is a step of a pipeline; name the pipeline itself"
+            raise RepositoryError(msg) from error
         there = ", ".join(map(str, versions_of(ensemble))) or "none"
         msg = f"{ensemble.name} has no version {version} (there is {there})"
         raise RepositoryError(msg) from error

@@ -38,7 +38,7 @@ from ensemble_builder.verify.certificate import (
 )
 from ensemble_builder.verify.compare import compare_tensor
 from ensemble_builder.verify.monai import monai_stages
-from ensemble_builder.verify.source import Request, Source
+from ensemble_builder.verify.source import Request, Source, fitting
 from ensemble_builder.verify.triton import ask
 
 Mask = NDArray[Any]
@@ -105,8 +105,11 @@ class _Image:
     box: tuple[slice, ...] | None = None
 
 
-def pipeline_reference(built: BuiltPipeline, request: Request) -> Mask:
-    """The mask that MONAI's bundles give when they are run one by one and joined: [K, J, I]."""
+def pipeline_reference(built: BuiltPipeline, request: Request) -> tuple[Mask, tuple[str, ...]]:
+    """The mask that MONAI's bundles give when they are run one by one and joined: [K, J, I].
+
+    And, in words, which joints had nothing to do with this request.
+    """
     spec, sources = built.spec, built.sources()
     images = {
         one.key: _Image(request[one.tensor], request[one.rescale], request[one.affine], one.key)

@@ -26,6 +26,7 @@ from ensemble_builder.probe.inputs import EVEN_SIZE, SIZES
 from ensemble_builder.probe.words import said
 from ensemble_builder.repository import served_version, steps_of_version, write
 from ensemble_builder.runtime.loading import loaded, network_input, root_cause
+from ensemble_builder.runtime.networks import NetworkOptions
 from ensemble_builder.runtime.recipe import Recipe
 from ensemble_builder.samples import IMAGE_JI, VOLUME_KJI, sample
 from ensemble_builder.server import TritonServer
@@ -42,7 +43,7 @@ from ensemble_builder.verify.pipeline import (
     verify_pipeline_file,
     verify_served_pipeline,
 )
-from ensemble_builder.verify.source import Request, Source
+from ensemble_builder.verify.source import Request, Source, fitting
 from ensemble_builder.verify.triton import served_stages
 
 SEED = 0
@@ -68,6 +69,8 @@ def verify_bundle(
     Raises:
         BuilderError: it can't be built, served or compared.
     """
+    for runtime in runtimes:
+        NetworkOptions(runtime)  # refuses what is none
     pipeline = find_pipeline(bundle)
     if pipeline is not None:
         return verify_pipeline_file(pipeline, options, runtimes, request)

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tritonclient.utils import triton_to_np_dtype
 
 from ensemble_builder.bundle import Bundle
 from ensemble_builder.errors import ParityError
+from ensemble_builder.plan import input_tensors
 from ensemble_builder.repository import served_version, versions_of
+from ensemble_builder.runtime.inputs import Input
 from ensemble_builder.runtime.recipe import BUNDLE_FOLDER, RECIPE_FILE, Recipe
 
 Request = Mapping[str, NDArray[Any]]
 """Triton tensor name -> array."""
+
+
+def fitting(request: Request, inputs: Sequence[Input], who: str) -> Request:
+    """A person's request in the datatypes that a pipeline takes.
+
+    Args:
+        request: As it was given.
+        inputs: What the pipeline takes.
+        who: Its name, for the sentence.
+
+    Raises:
+        ParityError: the pipeline takes something else than was given.
+    """
+    wanted = {tensor.name: tensor for one in inputs for tensor in input_tensors(one)}
+    if set(request) != set(wanted) or any(
+        value.ndim != len(wanted[name].dims) for name, value in request.items()
+    ):
+        kinds = ", ".join(f"{one.key} ({one.layout})" for one in inputs)
+        msg = (
+            f"--input is one volume, and '{who}' takes {kinds}; leave --input away, and what it "
+            "takes is generated"
+        )
+        raise ParityError(msg)
+    return {
+        name: value.astype(triton_to_np_dtype(wanted[name].datatype), copy=False)
+        for name, value in request.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

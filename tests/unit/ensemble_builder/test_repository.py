@@ -107,6 +107,13 @@ def test_building_again_touches_nothing(tmp_path: Path) -> None:
     assert before == {p: p.stat().st_ino for p in repository.rglob("*")}
 
 
+def test_a_step_is_no_pipeline(tmp_path: Path) -> None:
+    """Whoever names it to load or to roll back is told so, and not that it has no version."""
+    (tmp_path / "b_inferer" / "1").mkdir(parents=True)
+    with pytest.raises(RepositoryError, match="b_inferer is a step of a pipeline"):
+        steps_of_version(tmp_path / "b_inferer", 1)
+
+
 def test_a_change_adds_a_version_and_going_back_is_one_call(tmp_path: Path) -> None:
     """Every version keeps its own files and config; rolling back chooses it by name."""
     bundle, repository = a_segmentation_bundle(tmp_path / "b"), tmp_path / "repository"
