@@ -79,7 +79,7 @@ def channel_names(described: Any) -> dict[int, str]:
     stated = described.get("channel_def") if isinstance(described, Mapping) else None
     if not isinstance(stated, Mapping):
         return {}
-    named = {int(key): str(name) for key, name in stated.items() if str(key).isdecimal()}
+    named = {int(key): str(name).strip() for key, name in stated.items() if str(key).isdecimal()}
     return dict(sorted(named.items()))
 
 

@@ -103,7 +103,7 @@ def classes_of(
     """
     stated = metadata.get("classes")
     if stated is None:
-        return tuple(channels.get(n, f"class {n}") for n in range(count))
+        return tuple(channels.get(n) or f"class {n}" for n in range(count))
     try:
         rows = tuple(ClassRow.model_validate(row) for row in stated)
     except (ValidationError, TypeError) as error:

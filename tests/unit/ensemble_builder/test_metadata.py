@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ensemble_builder.metadata import channel_names, image_names, modality_of, text_of
+from ensemble_builder.segments import classes_of, segments_of
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,13 @@ def test_names_that_don_t_tell_images_apart_are_none(names: list[str]) -> None:
 def test_channels_that_can_t_be_read_have_no_names(described: Any) -> None:
     """Lists, words in place of numbers, nothing at all."""
     assert channel_names(described) == {}
+
+
+def test_an_empty_name_is_none() -> None:
+    """A label and a score without one are counted: DICOM wants a name for each."""
+    named = channel_names({"channel_def": {"0": "nothing", "1": " ", "2": " thing "}})
+    assert classes_of({}, named, 3) == ("nothing", "class 1", "thing")
+    assert [row.name for row in segments_of({}, named, {1: 1, 2: 2})] == ["Label 1", "thing"]
 
 
 def test_nothing_is_no_text() -> None:
