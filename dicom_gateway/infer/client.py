@@ -287,7 +287,8 @@ class TritonClient:
             for step in ensemble.ensemble_scheduling.step:
                 name = step.model_name
                 found = self._triton.get_model_config(name, client_timeout=RPC_TIMEOUT_S).config
-                count = sum(group.count for group in found.instance_group)
+                # On GPUs a group has its count of instances on each.
+                count = sum(g.count * max(1, len(g.gpus)) for g in found.instance_group)
                 most |= {name: count - 1} if count > 1 else {}
         except InferenceServerException:
             return {}
