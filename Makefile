@@ -18,6 +18,7 @@ PIP_ARGS ?=
 STUDY ?=
 BENCH_ARGS ?=
 WHEELS ?=
+CONSTRAINTS ?= constraints.txt
 BUNDLES ?= bundles
 PYTEST_ARGS ?=
 
@@ -79,15 +80,25 @@ bench: $(VENV)/.dev $(PERF_VENV)/.ready ## Measure models, studies, intake, peer
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m perf.bench $(BENCH_ARGS)
 
 # Not run on a machine of ours yet: none had a GPU. WHEELS is a folder with every wheel that
-# '.[dev]' needs, with CUDA builds of torch and onnxruntime, for a machine without network.
+# '.[dev]' needs and setuptools, for a machine without network; perf_analyzer's two (below) are
+# missed by one part only. Where $(PYTHON) has a torch that sees the GPU, as in images for GPUs,
+# .venv stands on that one instead of a torch of its own.
 .PHONY: bench-gpu
 bench-gpu: ## The same on a CUDA machine (WHEELS=folder installs without a network)
 	@nvidia-smi -L || { echo "bench-gpu needs an NVIDIA GPU and its driver (nvidia-smi)" >&2; exit 1; }
-	@$(MAKE) --no-print-directory $(VENV)/.dev $(PERF_VENV)/.ready \
-	  $(if $(WHEELS),PIP_ARGS='--no-index --find-links $(abspath $(WHEELS)) $(PIP_ARGS)')
+	@$(MAKE) --no-print-directory $(BIN)/python
+	@if "$(PYTHON)" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+	  "$(PYTHON)" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    >"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch_of_this_machine.pth"; \
+	  grep -v '^torch==' constraints.txt >$(VENV)/constraints.txt; \
+	else cp constraints.txt $(VENV)/constraints.txt; fi
+	@$(MAKE) --no-print-directory $(VENV)/.dev CONSTRAINTS=$(VENV)/constraints.txt $(OFFLINE)
+	@$(MAKE) --no-print-directory $(PERF_VENV)/.ready $(OFFLINE) \
+	  || echo "Without perf_analyzer the part 'models' will be missing."
 	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \
 	  || { echo "This torch sees no CUDA: install a CUDA build of torch $$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])') (WHEELS=folder or PIP_ARGS)" >&2; exit 1; }
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m perf.bench --full --out perf/results/gpu $(BENCH_ARGS)
+OFFLINE = $(if $(WHEELS),PIP_ARGS='--no-index --find-links $(abspath $(WHEELS)) $(PIP_ARGS)')
 
 .PHONY: model-repository
 model-repository: $(VENV)/.server ## Build model_repository/ again; commit what changes
@@ -160,12 +171,12 @@ $(BIN)/python:
 
 $(VENV)/.server: pyproject.toml constraints.txt | $(BIN)/python
 	@$(say) "Installing tritome with a Triton server (1 to 2 GB the first time, some minutes)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[server]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[server]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@$(say) "Installing tritome with everything that its tests need (some minutes the first time)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $(VENV)/.server $@
 
 # The real perf_analyzer lies in the wheel of this old client, whose own dependencies would
