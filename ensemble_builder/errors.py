@@ -93,13 +93,27 @@ class ParityError(BuilderError):
     code = "parity_error"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """True where the CPU's memory is used up, whoever says so.
+_OF_A_CPU = ("can't allocate memory",)
+_OF_A_GPU = ("CUDA out of memory", "CUDA error: out of memory", "_ALLOC_FAILED")
+"""Words of torch, and of the libraries that it calls, whose errors are plain RuntimeErrors."""
 
-    Python raises a MemoryError, `mmap` an OSError, and torch a plain RuntimeError.
+
+def memory_used_up(error: BaseException) -> str | None:
+    """Whose memory is used up ("this machine", "the GPU"); None where it is another error.
+
+    Python raises a MemoryError, `mmap` an OSError, and torch a RuntimeError. MONAI's Compose
+    says which transform failed, and has that error as its cause.
     """
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or "can't allocate memory" in str(error)
-    )
+    one: BaseException | None = error
+    while one is not None:
+        words = str(one)
+        if any(told in words for told in _OF_A_GPU):
+            return "the GPU"
+        if (
+            isinstance(one, MemoryError)
+            or (isinstance(one, OSError) and one.errno == errno.ENOMEM)
+            or any(told in words for told in _OF_A_CPU)
+        ):
+            return "this machine"
+        one = one.__cause__
+    return None

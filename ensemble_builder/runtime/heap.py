@@ -3,6 +3,9 @@
 Every request needs the same large arrays. Taken from the system anew each time, they are zeroed
 by it page by page, which costs more than the work on them. What the C library is asked for here
 is the GNU one's (mallopt(3), malloc_trim(3)); where there is another, nothing is asked for.
+
+On a GPU torch keeps what was freed, for its own process. The steps are several processes, so what
+one keeps the others lack: where little of the GPU is free, none keeps anything.
 """
 
 from __future__ import annotations
@@ -13,11 +16,15 @@ import threading
 from types import TracebackType
 from typing import Any
 
+import torch
+
 KEPT_S = 60.0
 """So long after a request its memory is kept for the next one."""
 MOST_KEPT_BYTES = 512 << 20
 """What is more goes back soon: it was an unusual study, or has fallen to pieces."""
 SOON_S = 0.5
+LEAST_FREE_SHARE = 0.5
+"""Of a GPU's memory; where less is free, nothing is kept."""
 
 _MOST_MMAPS = -4
 _TRIM_THRESHOLD = -1
@@ -25,9 +32,18 @@ _TRIM_THRESHOLD = -1
 
 
 def give_back() -> None:
-    """Frees what nothing refers to, and what the C library keeps for later."""
+    """Frees what nothing refers to, and what the C library and torch keep for later."""
     gc.collect()
     _call("malloc_trim", 0)
+    torch.cuda.empty_cache()  # which is nothing where this process has used no GPU
+
+
+def leave_room() -> None:
+    """Gives back what torch keeps on the GPU, where the other steps could be short of it."""
+    if torch.cuda.is_initialized():
+        free_bytes, all_bytes = torch.cuda.mem_get_info()
+        if free_bytes < LEAST_FREE_SHARE * all_bytes:
+            torch.cuda.empty_cache()
 
 
 class KeptMemory:
@@ -37,6 +53,7 @@ class KeptMemory:
         """From now on the C library keeps what is freed, in the whole process."""
         self._kept_s = kept_s
         self._timer: threading.Timer | None = None
+        self._gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         # Large arrays too come from the heap, whose end isn't cut off whenever it is free.
         _call("mallopt", _MOST_MMAPS, 0)
         _call("mallopt", _TRIM_THRESHOLD, 2**31 - 1)
@@ -55,9 +72,14 @@ class KeptMemory:
         """Until another comes, or the time is over."""
         # At once would be too early: the request itself is still there.
         kept_s = self._kept_s if _free_bytes() <= MOST_KEPT_BYTES else min(SOON_S, self._kept_s)
-        self._timer = threading.Timer(kept_s, give_back)
+        self._timer = threading.Timer(kept_s, self._give_back)
         self._timer.daemon = True
         self._timer.start()
+
+    def _give_back(self) -> None:
+        if self._gpu is not None:
+            torch.cuda.set_device(self._gpu)  # a new thread would open the machine's first one
+        give_back()
 
 
 class _Mallinfo(ctypes.Structure):

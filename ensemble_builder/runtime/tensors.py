@@ -7,6 +7,7 @@ fault, INTERNAL is ours. A plain exception would reach the client as a traceback
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from ensemble_builder.errors import Cancelled, ModelFailed, is_out_of_memory
+from ensemble_builder.errors import Cancelled, ModelFailed, memory_used_up
+from ensemble_builder.runtime.heap import give_back, leave_room
 from ensemble_builder.runtime.turns import Turn, at_work
 from ensemble_builder.runtime.volumes import InputError
 
@@ -26,9 +28,17 @@ def say(args: dict[str, str], what: object) -> None:
 
 def instance_device(args: dict[str, str]) -> torch.device:
     """The device Triton gave this instance: KIND_AUTO is a GPU where there is one."""
-    if args["model_instance_kind"] == "GPU" and torch.cuda.is_available():
-        return torch.device(f"cuda:{args['model_instance_device_id']}")
-    return torch.device("cpu")
+    if args["model_instance_kind"] != "GPU":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pb_utils.Logger.log_warn(
+            f"{args['model_name']}: computes on the CPU, although Triton has a GPU for it: torch "
+            f"{torch.__version__} can't use that; install its build for the driver's CUDA"
+        )
+        return torch.device("cpu")
+    device = torch.device(f"cuda:{args['model_instance_device_id']}")
+    torch.cuda.set_device(device)  # for what names none: a bundle's code, cupy
+    return device
 
 
 def read(request: Any, name: str, device: torch.device) -> torch.Tensor:
@@ -75,23 +85,49 @@ def answer(request: Any, compute: Callable[[Any], list[Any]]) -> Any:
         return _error("nobody waits for this request any more", "CANCELLED")
     try:
         with torch.inference_mode(), at_work(request):
-            return pb_utils.InferenceResponse(output_tensors=compute(request))
-    except InputError as error:
-        return _error(str(error), "INVALID_ARG")
-    except Cancelled as error:
-        return _error(str(error), "CANCELLED")
+            response = pb_utils.InferenceResponse(output_tensors=compute(request))
+        leave_room()
+        return response
     except ModelFailed as error:
         # With Triton's own words and code: they tell whoever watches which stub has died.
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), error.triton_code))
-    except torch.cuda.OutOfMemoryError:
-        # Three stubs share the GPU: what this one keeps for later, another may need now.
-        torch.cuda.empty_cache()
-        return _error("the GPU has too little free memory for this volume", "UNAVAILABLE")
-    except Exception as error:
-        if is_out_of_memory(error):
-            return _error("this machine has too little free memory for this volume", "UNAVAILABLE")
-        logging.getLogger(__name__).exception("a request failed")
-        return _error("the model failed; the server's log has the reason", "INTERNAL")
+    except Exception as error:  # noqa: BLE001 - the edge of a request
+        sentence, code = _named(error)
+    if code == "UNAVAILABLE":
+        # Three stubs share the memory: what this one keeps for later, another may need now. Not
+        # above: as long as the error is there, so are the frames it came through, with their
+        # tensors.
+        give_back()
+    if code == "INTERNAL" and _gpu_is_lost():
+        # No later request would fare better in this process, and each would count as the model's
+        # fault. Whoever watches the server loads a model again whose process has ended.
+        logging.getLogger(__name__).critical("CUDA has given this process up: it ends")
+        os._exit(1)
+    return _error(sentence, code)
+
+
+def _gpu_is_lost() -> bool:
+    """Whether CUDA has given this process up: after a fault of the device or of a kernel."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _named(error: Exception) -> tuple[str, str]:
+    """The sentence and Triton's code of what went wrong with a request."""
+    if isinstance(error, InputError):
+        return str(error), "INVALID_ARG"
+    if isinstance(error, Cancelled):
+        return str(error), "CANCELLED"
+    whose = memory_used_up(error)
+    if whose is not None:
+        return f"{whose} has too little free memory for this volume", "UNAVAILABLE"
+    logging.getLogger(__name__).error("a request failed", exc_info=error)
+    return "the model failed; the server's log has the reason", "INTERNAL"
 
 
 def _error(sentence: str, code: str) -> Any:
