@@ -17,7 +17,7 @@ import torch
 
 from ensemble_builder.errors import ConversionError
 from ensemble_builder.runtime.networks.agreement import TOLERANCES, Agreement, check
-from ensemble_builder.runtime.networks.eager import EagerNetwork, eager_predictions
+from ensemble_builder.runtime.networks.eager import EagerNetwork, eager_predictions, full_float32
 from ensemble_builder.runtime.networks.examples import comparison_windows
 from ensemble_builder.runtime.networks.protocol import Network, NetworkOptions
 
@@ -134,9 +134,10 @@ def _converted(
     runtime: str, module: torch.nn.Module, example: torch.Tensor, options: NetworkOptions
 ) -> tuple[Network, tuple[Agreement, ...]]:
     windows = comparison_windows(example, options)
-    expected = [(batch, eager_predictions(module, batch)) for batch in windows]
+    with full_float32():
+        expected = [(batch, eager_predictions(module, batch)) for batch in windows]
     network = _conversion(runtime, module, options, expected[0])
-    with torch.inference_mode():
+    with torch.inference_mode(), full_float32():
         found = check(network, expected, options.precision)
     if hasattr(network, "rest"):  # perhaps for hours, until the first study
         network.rest()

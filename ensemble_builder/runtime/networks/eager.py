@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -58,6 +58,21 @@ def eager_predictions(module: torch.nn.Module, windows: torch.Tensor) -> torch.T
         )
         raise BundleError(msg)
     return found
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """While it lasts, torch's convolutions on a GPU are float32's.
+
+    By default cuDNN cuts their factors to 11 bits (TF32), as it does for MONAI. What a conversion
+    to float32 is compared with must not be further from float32 than the conversion may be.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def without_list(found: Any) -> Any:

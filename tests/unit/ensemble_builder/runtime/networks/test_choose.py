@@ -69,6 +69,17 @@ def test_eager_torch_is_the_module_itself():
     assert loaded.checks == ()
 
 
+def test_a_conversion_is_compared_with_full_float32():
+    """TF32, a GPU's default, is further from it than a conversion may be."""
+    network = a_network()
+    short = []
+    network.register_forward_pre_hook(lambda *_: short.append(torch.backends.cudnn.allow_tf32))
+    window = example_windows((1, 16, 16, 16))
+    choose_network(network, window, CPU, NetworkOptions("onnxruntime", most_windows=1))
+    assert short[0] is False
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_a_conversion_that_differs_on_batches_is_not_used(caplog):
     """A trace of one window says nothing of two; eager computes, and the log gives the figures."""
     network = Moody().eval()
