@@ -91,9 +91,10 @@ def plan_pipeline(
         PipelineError: the file or a bundle in it can't be served; says file, line and why.
     """
     file, bundles, wired = read_pipeline(path, options or Options())
-    for node, bundle in bundles.items():
-        for note in bundle.notes if tell else ():
-            tell(f"{node}: {note}")
+    if tell is not None:
+        for node, bundle in bundles.items():
+            for note in bundle.notes:
+                tell(f"{node}: {note}")
     models = _distinct(file, bundles, wired)
     contract = contract_of_pipeline(file, bundles, wired)
     ensemble = ensemble_model(contract.pipeline, contract, _ensemble(contract.pipeline, wired))
