@@ -163,7 +163,7 @@ class Gateway:
         self._start_workers(queue, process, partial(_wake, [*outboxes, caretaker]), audit.job_ended)
         self._run_in_thread("caretaker", caretaker.run, caretaker.stop)
         if not settings.store.retention.is_off:
-            retention = Retention(engine, folder, settings.store.retention)
+            retention = Retention(engine, folder, settings.store.retention, audit.going)
             self._run_in_thread("retention", retention.run, retention.stop)
         self._run_in_thread("judge", judge.run, judge.stop)
 

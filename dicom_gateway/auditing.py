@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,25 @@ class Audit:
                 note=failure or "",
             )
         )
+
+    def going(
+        self, study_instance_uid: str, sop_classes: Mapping[str, int], file: Path
+    ) -> Callable[[bool], None]:
+        """Instances are about to leave the store: what this gives is called once they have left.
+
+        Source: PS3.15 A.5.3.8 (DICOM Study Deleted), where nothing of the study is left, and
+        otherwise A.5.3.6 (DICOM Instances Accessed).
+        """
+        # Of a file that is still there.
+        patient_ids = self._patients([file]) if self._spool is not None else []
+
+        def gone(is_whole_study: bool) -> None:
+            kind = EventKind.STUDY_DELETED if is_whole_study else EventKind.INSTANCES_ACCESSED
+            who = [Party(self._ae_title, "application", is_requestor=True)]
+            what = [Instances(study_instance_uid, dict(sop_classes))]
+            self._write(Event(kind, "D", parties=who, studies=what, patient_ids=patient_ids))
+
+        return gone
 
     def heard(
         self, calling_ae_title: str | None, host_ip: str, method: str, path: str, status: int

@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from clients.commands.jobs import span
 from clients.console import out, plain_table, warn
 from clients.errors import ClientError
+from dicom_gateway.auditing import Audit
 from dicom_gateway.config import GatewaySettings, load_settings
 from dicom_gateway.database import open_database
 from dicom_gateway.store.check import Checked, check
@@ -121,7 +122,7 @@ def run_purge(config: Path, *, dry_run: bool) -> None:
         )
         raise ClientError(msg)
     with _index(settings) as engine:
-        retention = Retention(engine, folder, policy)
+        retention = Retention(engine, folder, policy, Audit(settings, engine).going)
         due = retention.due()
         if not due:
             out.print("Nothing is due.")

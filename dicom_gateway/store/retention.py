@@ -17,7 +17,8 @@ that holds the same rows (`instances.py`), so a file can't go under an acknowled
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,11 @@ from dicom_gateway.store.notes import Notes, note_path
 
 T = TypeVar("T")
 
+Gone = Callable[[bool], None]
+"""Told once instances have gone: whether nothing of their study is left."""
+Going = Callable[[str, Mapping[str, int], Path], Gone]
+"""Told before instances of a study go: its UID, how many of which SOP class, and one's file."""
+
 EVERY_S = 600.0
 """Between two looks at what is due."""
 BETWEEN_STEPS_S = 0.05
@@ -73,10 +79,18 @@ class Retention:
         engine: From `open_database`.
         folder: The store's folder.
         settings: `store.retention` of gateway.yaml.
+        going: Hears of instances that go, for the audit trail.
     """
 
-    def __init__(self, engine: sa.Engine, folder: Path, settings: RetentionSettings) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        folder: Path,
+        settings: RetentionSettings,
+        going: Going = lambda *_: lambda _: None,
+    ) -> None:
         self._engine = engine
+        self._going = going
         self._durable = DurableFolder(folder, 0)
         self._folder = self._durable.folder
         self._notes = Notes(self._durable)
@@ -137,7 +151,11 @@ class Retention:
             again = find_due(connection, self._settings, only=due)
             if due.key not in {one.key for one in again}:
                 return Removed()
-            removed = self._remove(connection, again)
+            gone: list[tuple[str, Gone]] = []
+            removed = self._remove(connection, again, gone)
+            left = {uid for uid, _ in gone if _has_instances(connection, uid)}
+        for uid, tell in gone:
+            tell(uid not in left)
         if removed != Removed():
             self._log.info(
                 "removed",
@@ -196,8 +214,10 @@ class Retention:
             self._unlink_held(strays)
         return len(strays)
 
-    def _remove(self, connection: sa.Connection, together: Sequence[Due]) -> Removed:
-        """Removes what goes in one step; all of it, or nothing."""
+    def _remove(
+        self, connection: sa.Connection, together: Sequence[Due], gone: list[tuple[str, Gone]]
+    ) -> Removed:
+        """Removes what goes in one step; all of it, or nothing. `gone` gets who is to be told."""
         members = [(due, _members(connection, due)) for due in together]
         job_ids = [
             job_id
@@ -213,9 +233,9 @@ class Retention:
         count = 0
         size_bytes = made.size_bytes
         for due, rows in members:
-            gone = self._remove_instances(connection, due, rows)
-            count += gone.instances
-            size_bytes += gone.size_bytes
+            some = self._remove_instances(connection, due, rows, gone)
+            count += some.instances
+            size_bytes += some.size_bytes
             if due.instance_id is None:
                 _forget_series(connection, due)
         return Removed(count, made.results, size_bytes)
@@ -242,7 +262,11 @@ class Retention:
         return Removed(0, len(found), size_bytes)
 
     def _remove_instances(
-        self, connection: sa.Connection, due: Due, members: Sequence[sa.Row[Any]]
+        self,
+        connection: sa.Connection,
+        due: Due,
+        members: Sequence[sa.Row[Any]],
+        told: list[tuple[str, Gone]],
     ) -> Removed:
         """Files, then rows; what another AE title has too only leaves this one."""
         count = size_bytes = 0
@@ -261,6 +285,10 @@ class Retention:
                     self._notes.forget(Path(row.path), due.called_ae_title)
             gone = [row for row in some if row.id not in shared]
             paths = [Path(row.path) for row in gone]
+            if gone:
+                uid = due.study_instance_uid
+                classes = Counter(str(row.sop_class_uid) for row in gone)
+                told.append((uid, self._going(uid, classes, self._folder / paths[0])))
             self._unlink([*paths, *(note_path(path) for path in paths)])
             connection.execute(
                 arrivals.delete().where(
@@ -299,13 +327,23 @@ def _members(connection: sa.Connection, due: Due) -> list[sa.Row[Any]]:
     )
     return list(
         connection.execute(
-            sa.select(instances.c.id, instances.c.path, instances.c.size_bytes)
+            sa.select(
+                instances.c.id,
+                instances.c.path,
+                instances.c.size_bytes,
+                instances.c.sop_class_uid,
+            )
             .join(arrivals, arrivals.c.instance_id == instances.c.id)
             .where(wanted, arrivals.c.called_ae_title == due.called_ae_title)
             .order_by(instances.c.id)
             .with_for_update()
         )
     )
+
+
+def _has_instances(connection: sa.Connection, study_instance_uid: str) -> bool:
+    some = sa.select(instances.c.id).where(instances.c.study_instance_uid == study_instance_uid)
+    return connection.execute(some.limit(1)).first() is not None
 
 
 def _jobs_of(connection: sa.Connection, due: Due) -> list[str]:

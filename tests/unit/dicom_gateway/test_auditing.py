@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -12,47 +11,13 @@ from pydicom import Dataset
 from pydicom.uid import CTImageStorage
 
 from dicom_gateway.auditing import Audit
-from dicom_gateway.config import GatewaySettings
 from dicom_gateway.deliver import Entries
 from dicom_gateway.jobs import JobQueue
 from dicom_gateway.receiving import reports_of
+from tests.support.audit_trail import messages, settings_of, what
 from tests.support.dicom import PATIENT_ID, a_ct_series, an_arrival
 from tests.support.gateway import Keeping, a_store
 from tests.support.jobs import a_finished_job
-
-
-def settings_of(folder: Path, **audit: Any) -> GatewaySettings:
-    """A gateway that sends to `pacs`."""
-    return GatewaySettings.model_validate(
-        {
-            "dicom": {
-                "scp": {
-                    "ae-titles": [{"ae-title": "LUNG", "pipelines": ["lung_ct"]}],
-                    "reject-unknown-sources": False,
-                },
-                "scu": {
-                    "destinations": [
-                        {"name": "pacs", "host-ip": "10.0.0.5", "port": 104, "ae-title": "PACS"}
-                    ]
-                },
-            },
-            "store": {"folder": str(folder)},
-            "audit": audit,
-        }
-    )
-
-
-def messages(folder: Path) -> list[ET.Element]:
-    """What the trail holds."""
-    lines = b"".join(p.read_bytes() for p in sorted((folder / "audit").glob("*.xmll"))).split(b"\n")
-    return [ET.fromstring(line) for line in lines if line]
-
-
-def what(message: ET.Element) -> tuple[str, str]:
-    """Its event, and how it ended."""
-    event = message.find("EventIdentification/EventID")
-    assert event is not None
-    return event.attrib["originalText"], message[0].attrib["EventOutcomeIndicator"]
 
 
 def _kept(keeping: Keeping) -> str:

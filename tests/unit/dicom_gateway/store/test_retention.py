@@ -7,12 +7,14 @@ import random
 import threading
 import time
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 import sqlalchemy as sa
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
+from dicom_gateway.auditing import Audit
 from dicom_gateway.config import RetentionSettings
 from dicom_gateway.database import (
     arrivals,
@@ -36,8 +38,9 @@ from dicom_gateway.store import InstanceStore, Retention, SeriesIndex
 from dicom_gateway.store.check import check
 from dicom_gateway.store.rebuild import rebuild
 from dicom_gateway.store.retention import Removed
+from tests.support.audit_trail import messages, settings_of, what
 from tests.support.databases import an_empty_index
-from tests.support.dicom import a_ct_series, an_arrival
+from tests.support.dicom import PATIENT_ID, a_ct_series, an_arrival
 from tests.support.gateway import Keeping
 from tests.support.jobs import a_result, enqueue
 from tests.support.patience import until
@@ -277,6 +280,40 @@ def test_what_was_computed_for_two_ae_titles_goes_from_both(keeping: Keeping) ->
     assert purge(keeping) == ["delivered"]
 
     assert set(left(keeping).values()) == {0}
+    assert keeping.files() == []
+
+
+def test_the_audit_trail_has_what_went_and_when_a_whole_study_did(
+    keeping: Keeping, tmp_path: Path
+) -> None:
+    """PS3.15 A.5.3.8: also whose it was, though its files are gone; nothing of what stays."""
+    first, second = a_ct_series(3), a_ct_series(2)
+    for ds in second:
+        ds.StudyInstanceUID = first[0].StudyInstanceUID
+    for frames in (first, second):
+        decide(keeping, keep(keeping, frames), SeriesState.IGNORED)
+    keep(keeping, second, called="LIVER")
+    decide(keeping, str(second[0].SeriesInstanceUID), called="LIVER")
+    days_pass(keeping, 3)
+    audit = Audit(settings_of(tmp_path, patient="plain"), keeping.engine)
+    ignored = RetentionSettings(ignored_after_days=2)
+    caretaker = Retention(keeping.engine, keeping.folder, ignored, audit.going)
+    for one in caretaker.due():
+        caretaker.remove(one)
+    decide(keeping, str(second[0].SeriesInstanceUID), SeriesState.IGNORED, called="LIVER")
+    for one in caretaker.due():
+        caretaker.remove(one)
+
+    trail = messages(tmp_path)
+    assert [what(one)[0] for one in trail] == ["DICOM Instances Accessed", "DICOM Study Deleted"]
+    for message, count in zip(trail, ("3", "2"), strict=True):
+        assert message[0].attrib["EventActionCode"] == "D"
+        found = message.find(".//SOPClass")
+        assert found is not None
+        assert found.attrib["NumberOfInstances"] == count
+        text = ET.tostring(message, encoding="unicode")
+        assert str(first[0].StudyInstanceUID) in text
+        assert PATIENT_ID in text
     assert keeping.files() == []
 
 
