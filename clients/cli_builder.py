@@ -274,7 +274,7 @@ def models_list(model_repository: Repository = _REPOSITORY, url: Url = _URL) -> 
 
 @models_app.command("load")
 def models_load(pipeline: str, model_repository: Repository = _REPOSITORY, url: Url = _URL) -> None:
-    """Load a pipeline, or load it anew after a build.
+    """Load a pipeline, or load it anew after a build. It isn't served meanwhile; jobs wait.
 
     Example: [cyan]tritome models load lung_ct[/]
     """

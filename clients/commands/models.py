@@ -128,6 +128,11 @@ def _load(models: Sequence[str], url: str) -> None:
         for name in models:
             with out.status(f"Loading {name} ..."):
                 _call(client.load_model, name, client_timeout=LOAD_TIMEOUT_S)
+    except ClientError as error:
+        if not is_served:
+            raise
+        msg = f"{error}; {pipeline} isn't served now: `tritome models roll` takes the one before"
+        raise ClientError(msg) from error
     finally:
         client.close()
 

@@ -88,6 +88,10 @@ def test_old_and_new_models_never_compute_together(tmp_path: Path) -> None:
         finally:
             ended.set()
             looker.join()
+        an_ensemble(repository, version=3)
+        (repository / "threshold" / "config.pbtxt").write_text("no config", encoding="ascii")
+        with pytest.raises(ClientError, match="isn't served now"):
+            models.load(repository, "pipeline", server.url)
     assert {"threshold": "1"} in seen
     assert {"pipeline": "1", "threshold": "2"} not in seen
 
