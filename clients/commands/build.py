@@ -53,7 +53,8 @@ def run(bundle: str, output: Path, options: Options, *, trust: bool, replace: bo
     refusal = _gateways_refusal(pipeline, newest / "contract.json")
     if refusal:
         warn(f"The gateway can't use it yet: {refusal}")
-    out.print(f"Name it in gateway.yaml: [bold]pipelines: \\[{pipeline}][/]")
+    else:
+        out.print(f"Name it in gateway.yaml: [bold]pipelines: \\[{pipeline}][/]")
     out.print(f"Prove it equal to MONAI: [bold]tritome verify {pipeline} -m {output}[/]")
     out.print(f"Serve it: [bold]tritome triton --model-repository {output}[/]")
 

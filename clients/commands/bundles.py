@@ -69,9 +69,10 @@ def check_trust(bundle: str, *, again: bool) -> None:
     from ensemble_builder.pipeline import code_of  # noqa: PLC0415
     from ensemble_builder.trust import Trust, trust  # noqa: PLC0415
 
-    if not Path(bundle).exists():
-        return  # a built-in name, or a mistake that reading it will name
-    for path in code_of(Path(bundle)):
+    given = Path(bundle)
+    if not (given.is_file() or (given / "configs").is_dir()):
+        return  # a built-in name, or a mistake that reading it will name: perhaps a whole disk
+    for path in code_of(given):
         known, digest = trust(path, again=again)
         if known in (Trust.NEW, Trust.CHANGED):
             warn(

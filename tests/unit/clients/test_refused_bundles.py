@@ -375,6 +375,13 @@ def test_reading_a_bundle_says_once_that_it_is_code(
     assert list(known) == [bundle]
 
 
+def test_a_folder_that_is_no_bundle_is_not_looked_through(tmp_path: Path) -> None:
+    """It may be a whole disk, named by mistake; nothing of it is recorded as let run."""
+    a_segmentation_bundle(tmp_path / "disk" / "b")
+    assert tritome("inspect", str(tmp_path / "disk")) == 1
+    assert not (tmp_path / "home").exists()
+
+
 def test_a_build_says_what_the_gateway_would_say_of_each_study(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
