@@ -82,7 +82,7 @@ bench: $(VENV)/.dev $(PERF_VENV)/.ready ## Measure models, studies, intake, peer
 # Not run on a machine of ours yet: none had a GPU. WHEELS is a folder with every wheel that
 # '.[dev]' needs and setuptools, for a machine without network; perf_analyzer's two (below) are
 # missed by one part only. Where $(PYTHON) has a torch that sees the GPU, as in images for GPUs,
-# .venv stands on that one instead of a torch of its own.
+# .venv stands on that one, and on what it stands on, instead of a torch of its own.
 .PHONY: bench-gpu
 bench-gpu: ## The same on a CUDA machine (WHEELS=folder installs without a network)
 	@nvidia-smi -L || { echo "bench-gpu needs an NVIDIA GPU and its driver (nvidia-smi)" >&2; exit 1; }
@@ -90,7 +90,10 @@ bench-gpu: ## The same on a CUDA machine (WHEELS=folder installs without a netwo
 	@if "$(PYTHON)" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
 	  "$(PYTHON)" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	    >"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch_of_this_machine.pth"; \
-	  grep -v '^torch==' constraints.txt >$(VENV)/constraints.txt; \
+	  "$(PYTHON)" -c 'import importlib.metadata as m, re, sys; \
+	own = {"torch", *(re.match("[\w.-]+", r)[0].lower() for r in m.requires("torch") or ())}; \
+	sys.stdout.writelines(n for n in sys.stdin if n.split("==")[0].lower() not in own); \
+	print("torch==" + m.version("torch"))' <constraints.txt >$(VENV)/constraints.txt; \
 	else cp constraints.txt $(VENV)/constraints.txt; fi
 	@$(MAKE) --no-print-directory $(VENV)/.dev CONSTRAINTS=$(VENV)/constraints.txt $(OFFLINE)
 	@$(MAKE) --no-print-directory $(PERF_VENV)/.ready $(OFFLINE) \
