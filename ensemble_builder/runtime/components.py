@@ -4,12 +4,13 @@ In: a label map (or masks) and MONAI's transform. Out: the labels that MONAI wou
 their own dtype. A run is a stretch of equal labels along a row of the memory; a segmentation
 has a thousand times fewer runs than voxels, and two of them touch where their ends overlap in
 rows that touch. Which component is the largest doesn't depend on the order of axes; where two
-are equally large MONAI's choice does, and what isn't decided here raises `NotRecorded`.
-Nothing survives the call.
+are equally large MONAI's choice does, and what isn't decided here raises `NotRecorded`. Labels
+on a GPU are fetched for it, unless cucim is there. Nothing survives the call.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ def keep_largest(transform: KeepLargestConnectedComponentd, labels: torch.Tensor
 
     Args:
         transform: MONAI's.
-        labels: uint8 or int16 [C, *spatial] on the CPU, two or three spatial axes.
+        labels: uint8 or int16 [C, *spatial], two or three spatial axes.
 
     Returns:
         The same shape, dtype and order of memory; `labels` itself where nothing goes.
@@ -47,9 +48,17 @@ def keep_largest(transform: KeepLargestConnectedComponentd, labels: torch.Tensor
             components of one size, or noise.
     """
     converter = transform.converter
-    if labels.dtype not in (torch.uint8, torch.int16) or labels.device.type != "cpu":
-        msg = "components of other tensors than narrow labels on the CPU"
+    if labels.dtype not in (torch.uint8, torch.int16):
+        msg = "components of other tensors than narrow labels"
         raise NotRecorded(msg)
+    if labels.device.type != "cpu":
+        if _found_on_the_gpu():
+            msg = "components that cucim finds on the GPU"
+            raise NotRecorded(msg)
+        # MONAI would fetch them as well, in float32, and look at every voxel.
+        fetched = labels.cpu()
+        left = keep_largest(transform, fetched)
+        return labels if left is fetched else left.to(labels.device)
     if labels.ndim not in (3, 4):
         msg = "components in other than two or three dimensions"
         raise NotRecorded(msg)
@@ -80,6 +89,11 @@ def keep_largest(transform: KeepLargestConnectedComponentd, labels: torch.Tensor
         for part in range(0, len(gone.first), MOST_RUNS // 16):
             flat[gone.voxels(part, part + MOST_RUNS // 16)] = 0
     return result
+
+
+def _found_on_the_gpu() -> bool:
+    """Whether what MONAI needs for it is installed."""
+    return all(importlib.util.find_spec(name) for name in ("cupy", "cucim"))
 
 
 @dataclass(frozen=True, slots=True)

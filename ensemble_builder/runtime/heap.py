@@ -26,6 +26,7 @@ SOON_S = 0.5
 LEAST_FREE_SHARE = 0.5
 """Of a GPU's memory; where less is free, nothing is kept."""
 
+_cuda: Any = torch.cuda  # without types
 _MOST_MMAPS = -4
 _TRIM_THRESHOLD = -1
 """Parameters of mallopt(3)."""
@@ -40,7 +41,7 @@ def give_back() -> None:
 
 def leave_room() -> None:
     """Gives back what torch keeps on the GPU, where the other steps could be short of it."""
-    if torch.cuda.is_initialized():
+    if _cuda.is_initialized():
         free_bytes, all_bytes = torch.cuda.mem_get_info()
         if free_bytes < LEAST_FREE_SHARE * all_bytes:
             torch.cuda.empty_cache()
@@ -53,7 +54,7 @@ class KeptMemory:
         """From now on the C library keeps what is freed, in the whole process."""
         self._kept_s = kept_s
         self._timer: threading.Timer | None = None
-        self._gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        self._gpu = torch.cuda.current_device() if _cuda.is_initialized() else None
         # Large arrays too come from the heap, whose end isn't cut off whenever it is free.
         _call("mallopt", _MOST_MMAPS, 0)
         _call("mallopt", _TRIM_THRESHOLD, 2**31 - 1)

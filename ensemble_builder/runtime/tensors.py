@@ -108,10 +108,11 @@ def answer(request: Any, compute: Callable[[Any], list[Any]]) -> Any:
 
 def _gpu_is_lost() -> bool:
     """Whether CUDA has given this process up: after a fault of the device or of a kernel."""
-    if not torch.cuda.is_initialized():
+    cuda: Any = torch.cuda  # without types
+    if not cuda.is_initialized():
         return False
     try:
-        torch.cuda.synchronize()
+        cuda.synchronize()
     except RuntimeError:
         return True
     return False

@@ -25,7 +25,8 @@ from ensemble_builder.runtime.window_plan import WindowPlan, plan_windows
 from ensemble_builder.runtime.window_slab import Reduce, Slab
 
 BATCHES_IN_FLIGHT = 2
-"""Window batches that a network with `submit` works on at once, unless it has `in_flight`."""
+"""Window batches that a network with `submit` works on at once, unless it has `in_flight`; and
+those that a GPU is given before the first of them is computed."""
 
 
 class _OtherOutput(Exception):
@@ -63,7 +64,7 @@ def sliding_window(
             return _stitch(plan, network, reduce, cancelled)
         except _OtherOutput:
             pass  # one batch computed in vain, known only now
-    done = inferer(inputs=x, network=_asked(network, cancelled))
+    done = inferer(inputs=x, network=_asked(network, cancelled, x.device))
     if reduce is None or not isinstance(done, torch.Tensor):
         return done
     reduced = torch.stack([reduce(item) for item in done.as_subclass(torch.Tensor)])
@@ -115,6 +116,7 @@ def _outputs(
     submit = getattr(network, "submit", None)
     depth = max(1, int(getattr(network, "in_flight", BATCHES_IN_FLIGHT))) if submit else 1
     waiting: deque[tuple[tuple[int, int], Any]] = deque()
+    keep_pace = _pace(plan.window_device)
 
     def taken() -> tuple[tuple[int, int], Any]:
         batch, answer = waiting.popleft()
@@ -141,6 +143,7 @@ def _outputs(
                 data = data.squeeze(plan.slice_axis + 2)
             waiting.append((batch, submit(data) if submit else network(data)))
             del data
+            keep_pace()
             if len(waiting) >= depth:
                 yield taken()
         while waiting:
@@ -167,13 +170,35 @@ def _ask(cancelled: Callable[[], bool] | None) -> None:
         raise Cancelled(msg)
 
 
-def _asked(network: Any, cancelled: Callable[[], bool] | None) -> Any:
+def _pace(device: torch.device) -> Callable[[], None]:
+    """Called after each batch: waits on a GPU until all but the last two are computed.
+
+    A GPU takes work as fast as it is handed over, a whole study ahead; what it has taken can
+    neither pause for a more urgent request nor end.
+    """
+    marks: deque[torch.cuda.Event] = deque()
+
+    def keep_pace() -> None:
+        # Not a blocking one: who watches the server takes a stub that sleeps for one that hangs.
+        mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        mark.record(torch.cuda.current_stream(device))
+        marks.append(mark)
+        if len(marks) > BATCHES_IN_FLIGHT:
+            marks.popleft().synchronize()
+
+    return keep_pace if device.type == "cuda" else lambda: None
+
+
+def _asked(network: Any, cancelled: Callable[[], bool] | None, device: torch.device) -> Any:
     """The network, which asks first whether anyone still waits."""
     if cancelled is None:
         return network
+    keep_pace = _pace(device)
 
     def compute(*args: Any, **kwargs: Any) -> Any:
         _ask(cancelled)
-        return network(*args, **kwargs)
+        found = network(*args, **kwargs)
+        keep_pace()
+        return found
 
     return compute
