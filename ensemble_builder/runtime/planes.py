@@ -240,7 +240,8 @@ class PlaneResampling:
         if self._exact:
             return rows.astype(np.float64)
         # Rounded to float32 once, as a reader's image is.
-        return (rows * slope + intercept).astype(np.float32).astype(np.float64)
+        values: Floats = np.multiply(rows, slope, dtype=np.float64)
+        return (values + intercept).astype(np.float32).astype(np.float64)
 
     @staticmethod
     def _towards(low: Floats, high: Floats, weight: Floats) -> Floats:
