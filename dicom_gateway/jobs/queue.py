@@ -21,13 +21,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from dicom_gateway.database import (
-    deliveries,
     instances,
     job_instances,
     jobs,
     now_s,
     reading,
-    results,
     transaction,
 )
 from dicom_gateway.errors import ArenaFull, GatewayError, LeaseLost, Retryable
@@ -43,13 +41,13 @@ from dicom_gateway.jobs.rows import (
     revive_deliveries,
     tell_conflicts,
     write_event,
+    write_results,
 )
 from dicom_gateway.jobs.sameness import Wanted, content_of, find_same
 from dicom_gateway.jobs.shares import WEIGHTS, hold_turns, take_turn
 from dicom_gateway.jobs.supersession import supersede_older
 from dicom_gateway.records import (
     OBJECT_KIND_OF_SOP_CLASS,
-    DeliveryState,
     Job,
     JobState,
     ObjectKind,
@@ -318,29 +316,7 @@ class JobQueue(JobDesk):
                 state=state.value,
                 finished_at_s=None if waits else now_s(),
             )
-            for result in made:
-                connection.execute(
-                    insert_or_skip(connection, results).values(
-                        sop_instance_uid=result.sop_instance_uid,
-                        sop_class_uid=result.sop_class_uid,
-                        job_id=result.job_id,
-                        output=result.output,
-                        path=str(result.path.absolute().relative_to(self._folder)),
-                        size_bytes=result.size_bytes,
-                    )
-                )
-                for destination in to[result.sop_instance_uid]:
-                    connection.execute(
-                        insert_or_skip(connection, deliveries).values(
-                            job_id=job.job_id,
-                            sop_instance_uid=result.sop_instance_uid,
-                            destination=destination,
-                            state=DeliveryState.WAITING.value,
-                            attempts=0,
-                            created_at_s=now_s(),
-                            not_before_s=now_s(),
-                        )
-                    )
+            write_results(connection, job.job_id, made, to, self._folder)
             # Those of an earlier attempt, where a retried job had to make its results again.
             revive_deliveries(connection, job.job_id)
             if not waits:

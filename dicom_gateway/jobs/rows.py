@@ -5,14 +5,22 @@ In: rows or a story line. Out: `Job`, `JobEvent`, `Result`. Shared by the queue 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from dicom_gateway.database import arrivals, deliveries, instances, job_events, jobs, now_s
+from dicom_gateway.database import (
+    arrivals,
+    deliveries,
+    instances,
+    job_events,
+    jobs,
+    now_s,
+    results,
+)
 from dicom_gateway.records import (
     DeliveryState,
     Job,
@@ -113,6 +121,47 @@ def tell_conflicts(connection: sa.Connection, job_id: str, members: Sequence[Ser
                 "their SOP Instance UIDs ('tritome store conflicts')"
             )
             write_event(connection, job_id, "conflict", note)
+
+
+def write_results(
+    connection: sa.Connection,
+    job_id: str,
+    made: Sequence[Result],
+    to: Mapping[str, Sequence[str]],
+    folder: Path,
+) -> None:
+    """Results that aren't there yet, and one delivery of each to each of its destinations.
+
+    Args:
+        connection: Of the caller's transaction.
+        job_id: Whose they are.
+        made: In the store's `folder`.
+        to: SOP Instance UID of each -> names of destinations.
+        folder: The store's.
+    """
+    for result in made:
+        connection.execute(
+            insert_or_skip(connection, results).values(
+                sop_instance_uid=result.sop_instance_uid,
+                sop_class_uid=result.sop_class_uid,
+                job_id=result.job_id,
+                output=result.output,
+                path=str(result.path.absolute().relative_to(folder)),
+                size_bytes=result.size_bytes,
+            )
+        )
+        for destination in to[result.sop_instance_uid]:
+            connection.execute(
+                insert_or_skip(connection, deliveries).values(
+                    job_id=job_id,
+                    sop_instance_uid=result.sop_instance_uid,
+                    destination=destination,
+                    state=DeliveryState.WAITING.value,
+                    attempts=0,
+                    created_at_s=now_s(),
+                    not_before_s=now_s(),
+                )
+            )
 
 
 def revive_deliveries(connection: sa.Connection, job_id: str) -> int:
