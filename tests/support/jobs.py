@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage, SegmentationStorage, generate_uid
 
-from dicom_gateway.database import instances, now_s, transaction
+from dicom_gateway.database import instances, jobs, now_s, transaction
 from dicom_gateway.jobs import JobQueue
 from dicom_gateway.jobs.owner import this_process
 from dicom_gateway.records import Instance, Job, Priority, Result, Series
@@ -101,6 +101,12 @@ def a_job(
     job = enqueue(queue, engine, series, priority=priority, destinations=destinations)
     assert job is not None
     return job
+
+
+def expire_leases(engine: sa.Engine) -> None:
+    """Whoever works on a job has not been heard of for too long."""
+    with transaction(engine) as connection:
+        connection.execute(jobs.update().values(lease_until_s=now_s() - 1))
 
 
 def a_result(folder: Path, job: Job, content: bytes = b"a segmentation") -> Result:
