@@ -95,7 +95,8 @@ def test_a_structure_set_rasterises_back(tmp_path: Path, how: dict[str, object])
             rows_mm, columns_mm = (float(mm) for mm in source.PixelSpacing)
             assert np.abs(away @ np.cross(*cosines)).max() < 1e-3
             pixels = away @ cosines.T / (columns_mm, rows_mm)
-            back[k] += region.ReferencedROINumber * drawn([pixels], back.shape[1:]).astype(np.uint8)
+            number = np.uint8(region.ReferencedROINumber)
+            back[k] += number * drawn([pixels], back.shape[1:]).astype(np.uint8)
     np.testing.assert_array_equal(back, mask)
 
 
