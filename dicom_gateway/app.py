@@ -31,7 +31,7 @@ from dicom_gateway.config import LOG_LEVEL, LOG_STYLE, GatewaySettings
 from dicom_gateway.config_delivery import Addressee
 from dicom_gateway.database import open_database
 from dicom_gateway.deliver import Caretaker, CommitmentReports, Entries, Outbox, Prover
-from dicom_gateway.errors import ConfigurationError, GatewayError
+from dicom_gateway.errors import ConfigurationError, DatabaseUnavailable, GatewayError
 from dicom_gateway.infer import TritonClient
 from dicom_gateway.infer.turns import Turns, remove_turns
 from dicom_gateway.jobs import Admission, JobQueue, Worker, admission
@@ -45,6 +45,7 @@ from dicom_gateway.records import Arrival, Instance
 from dicom_gateway.store import InstanceStore, Retention, SeriesIndex, require_its_folder
 from dicom_gateway.webside import WebSide
 
+_DATABASE_AGAIN_S = 2.0
 GRACE_S = 10.0
 """How long a stop waits for each thread; what isn't done then is taken up at the next start."""
 
@@ -335,8 +336,9 @@ def run(settings: GatewaySettings, ready_file: Path | None = None) -> int:
         # Only a note: a handler that logs or sets an event may meet its own lock.
         signal.signal(number, lambda received, _frame: asked.append(received))
     os.umask(0o077)  # the index, results and notes are about patients
-    gateway = Gateway(settings)
-    gateway.start()
+    gateway = _started(settings, asked)
+    if gateway is None:
+        return 0
     try:
         with suppress(OSError):  # whoever would have read it is gone
             _say_where(settings, gateway)
@@ -354,6 +356,31 @@ def run(settings: GatewaySettings, ready_file: Path | None = None) -> int:
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)
     return 0
+
+
+def _started(settings: GatewaySettings, asked: Sequence[int]) -> Gateway | None:
+    """A gateway with its door open; None where a signal came first.
+
+    A database server may come up after us, as when a machine starts: it is waited for.
+
+    Raises:
+        ConfigurationError, DatabaseUnavailable: it can't start; the message says why.
+    """
+    log = get_logger(room="app")
+    while not asked:
+        gateway = Gateway(settings)
+        try:
+            gateway.start()
+        except DatabaseUnavailable as error:
+            if settings.database_url.startswith("sqlite"):
+                raise
+            log.warning("index_away", reason=str(error))
+            again_s = time.monotonic() + _DATABASE_AGAIN_S
+            while time.monotonic() < again_s and not asked:
+                time.sleep(0.2)
+        else:
+            return gateway
+    return None
 
 
 def _say_where(settings: GatewaySettings, gateway: Gateway) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
@@ -14,6 +15,7 @@ import pytest
 from pydicom.uid import MRImageStorage
 
 from dicom_gateway.records import JobState
+from tests.support.databases import Postgresql
 from tests.support.dicom import CANARY, a_ct_series, write_series
 from tests.support.patience import until
 from tests.support.peers import Storescp, storescp
@@ -244,6 +246,33 @@ def test_a_gateway_whose_thread_dies_ends(triton: SmallTriton, tmp_path: Path):
         assert died.returncode == 1
         assert "thread_died" in died.stderr
         assert "ZeroDivisionError" in died.stderr
+
+
+def test_a_gateway_waits_for_a_database_that_comes_up_after_it(triton: SmallTriton, tmp_path: Path):
+    """As when a machine starts; ended by a signal meanwhile it ends in order."""
+    with (
+        Postgresql() as postgresql,
+        a_gateway(
+            tmp_path / "gateway",
+            triton=triton.url,
+            store={"folder": "data", "min-free-bytes": 0, "database-url": postgresql.url},
+        ) as gateway,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        gateway.stop()
+        postgresql.kill()
+        log = gateway.folder / "gateway.log"
+        starting = beside.submit(gateway.start)
+        until(lambda: "index_away" in gateway.log())
+        assert gateway.stop() == 0
+        assert isinstance(starting.exception(), AssertionError)  # its door never opened
+
+        log.unlink()
+        starting = beside.submit(gateway.start)
+        until(lambda: log.exists() and "index_away" in gateway.log())
+        postgresql.start()
+        starting.result()
+        assert gateway.send(a_study(tmp_path / "study")).exit_code == 0
 
 
 def _run_beside(gateway: GatewayProcess, before: str) -> subprocess.CompletedProcess[str]:
