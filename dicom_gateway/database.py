@@ -344,8 +344,7 @@ def open_database(url: str, connections: int = CONNECTIONS) -> sa.Engine:
     """
     parsed = sa.make_url(url)
     is_file = parsed.get_backend_name() == "sqlite"
-    what = f"the index at {parsed.render_as_string(hide_password=True)}"
-    try:
+    with _opening(parsed):
         if is_file and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         # A server may have gone and come back; a file hasn't. The connection that was used last
@@ -357,6 +356,30 @@ def open_database(url: str, connections: int = CONNECTIONS) -> sa.Engine:
             sa.event.listen(engine, "connect", _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin)
         _migrate(engine)
+    return engine
+
+
+def require_server(url: str, timeout_s: int = 5) -> None:
+    """Asks a database server whether it lets us in; changes nothing.
+
+    Raises:
+        DatabaseUnavailable: it doesn't.
+        ConfigurationError: its driver isn't installed.
+    """
+    with _opening(sa.make_url(url)):
+        engine = sa.create_engine(url, connect_args={"connect_timeout": timeout_s})
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def _opening(url: sa.URL) -> Iterator[None]:
+    """What goes wrong while a database is opened, in words."""
+    what = f"the index at {url.render_as_string(hide_password=True)}"
+    try:
+        yield
     except ModuleNotFoundError as error:
         msg = f"{what} needs the package {error.name}: pip install 'tritome[postgres]'"
         raise ConfigurationError(msg) from error
@@ -370,12 +393,11 @@ def open_database(url: str, connections: int = CONNECTIONS) -> sa.Engine:
         remedy = (
             "make its file and folder readable and writable for this user; where it is damaged, "
             "'tritome store rebuild' makes it anew from the kept files"
-            if is_file
+            if url.get_backend_name() == "sqlite"
             else "start that PostgreSQL, or correct store.database-url"
         )
         msg = f"{what} can't be opened ({_why(error)}); {remedy}"
         raise DatabaseUnavailable(msg) from error
-    return engine
 
 
 def _why(error: DBAPIError | OSError) -> str:

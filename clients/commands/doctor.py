@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clients.console import out
+from dicom_gateway.config_base import Section
 from dicom_gateway.errors import GatewayError
 from ensemble_builder.errors import BuilderError
 from ensemble_builder.version import BUILDER_VERSION, compatible
@@ -95,7 +96,7 @@ def examine(config: Path, model_repository: Path) -> Iterator[Finding]:
     yield disk(Path.cwd())
     yield ports((("Triton", 8000), ("Triton", 8001), ("Triton", 8002), ("gateway", 11112)))
     yield repository(model_repository)
-    yield settings(config)
+    yield from settings(config)
     yield dcmtk()
 
 
@@ -248,17 +249,54 @@ def repository(folder: Path) -> Finding:
     return Finding("model repository", State.OK, names)
 
 
-def settings(config: Path) -> Finding:
-    """gateway.yaml, where there is one."""
+def settings(config: Path) -> Iterator[Finding]:
+    """gateway.yaml, where there is one, and what it names outside it."""
     from dicom_gateway.config import load_settings  # noqa: PLC0415
 
     if not config.exists():
-        return Finding("gateway.yaml", State.WARN, f"no {config}", "tritome init writes one")
+        yield Finding("gateway.yaml", State.WARN, f"no {config}", "tritome init writes one")
+        return
     try:
-        titles = load_settings(config).dicom.scp.ae_titles
+        found = load_settings(config)
     except GatewayError as error:
-        return Finding("gateway.yaml", State.WARN, str(error), "correct it; tritome up reads it")
-    return Finding("gateway.yaml", State.OK, f"answers to {', '.join(t.ae_title for t in titles)}")
+        yield Finding("gateway.yaml", State.WARN, str(error), "correct it; tritome up reads it")
+        return
+    titles = ", ".join(title.ae_title for title in found.dicom.scp.ae_titles)
+    yield Finding("gateway.yaml", State.OK, f"answers to {titles}")
+    yield from secrets(found)
+    yield index(found.database_url)
+
+
+def secrets(section: Section, place: str = "") -> Iterator[Finding]:
+    """Files and variables that gateway.yaml names and that aren't there for this user."""
+    for name in type(section).model_fields:
+        value, key = getattr(section, name), f"{place}{name.replace('_', '-')}"
+        if isinstance(value, Section):
+            yield from secrets(value, f"{key}.")
+        elif isinstance(value, tuple):
+            for number, one in enumerate(value):
+                if isinstance(one, Section):
+                    yield from secrets(one, f"{key}[{number}].")
+        elif name.endswith("_file") and value is not None and not os.access(value, os.R_OK):
+            remedy = "put it there, readable for whoever runs the gateway, or correct gateway.yaml"
+            yield Finding(key, State.WARN, f"can't read {value}", remedy)
+        elif name.endswith("_environment") and value is not None and not os.environ.get(value):
+            remedy = "set it where the gateway is started (it may be set there already)"
+            yield Finding(key, State.WARN, f"{value} isn't set here", remedy)
+
+
+def index(url: str) -> Finding:
+    """The database server, where there is one."""
+    from dicom_gateway.database import require_server  # noqa: PLC0415
+
+    if url.startswith("sqlite"):
+        return Finding("index", State.OK, "a file in store.folder")
+    try:
+        require_server(url)
+    except GatewayError as error:
+        reason, _, remedy = str(error).rpartition("; ")
+        return Finding("index", State.WARN, reason or str(error), remedy)
+    return Finding("index", State.OK, "PostgreSQL answers")
 
 
 def dcmtk() -> Finding:

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -13,6 +14,8 @@ from clients.commands import doctor
 from clients.commands.doctor import State
 from clients.commands.serve import write_example
 from ensemble_builder.version import BUILDER_VERSION
+from tests.support.databases import a_postgresql
+from tests.support.processes import free_port
 
 
 def a_repository(folder: Path, builder_version: str) -> Path:
@@ -77,11 +80,64 @@ def test_a_broken_model_configuration_is_named(tmp_path: Path) -> None:
 def test_settings_are_checked(tmp_path: Path) -> None:
     """Absent, valid, wrong: three different lines."""
     config = tmp_path / "gateway.yaml"
-    assert doctor.settings(config).state is State.WARN
+    assert [one.state for one in doctor.settings(config)] == [State.WARN]
     write_example(config)
-    assert doctor.settings(config).detail == "answers to LUNG"
+    found = list(doctor.settings(config))
+    assert [one.state for one in found] == [State.OK, State.OK]
+    assert found[0].detail == "answers to LUNG"
     config.write_text("dicom: {scp: {prot: 1}}", encoding="utf-8")
-    assert "did you mean 'port'" in doctor.settings(config).detail
+    (wrong,) = doctor.settings(config)
+    assert "did you mean 'port'" in wrong.detail
+
+
+def test_what_the_settings_name_and_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate, a token, a database server: before the gateway's start finds out."""
+    monkeypatch.delenv("PACS_TOKEN", raising=False)
+    (tmp_path / "ours.pem").write_text("a certificate", encoding="ascii")
+    config = tmp_path / "gateway.yaml"
+    config.write_text(
+        f"""
+        dicom:
+          scp:
+            reject-unknown-sources: false
+            ae-titles: [{{ae-title: LUNG, pipelines: [lung_ct], destinations: [pacs]}}]
+          scu:
+            destinations:
+            - name: pacs
+              dicomweb:
+                url: https://pacs.example/dicom-web
+                token-environment: PACS_TOKEN
+                ca-file: {tmp_path}/nobodys.pem
+                certificate-file: {tmp_path}/ours.pem
+        store:
+          folder: {tmp_path}/store
+          database-url: postgresql+psycopg://tritome@127.0.0.1:{free_port()}/tritome
+        """,
+        encoding="utf-8",
+    )
+    found = {one.what: one for one in doctor.settings(config)}
+    place = "dicom.scu.destinations[0].dicomweb"
+    assert set(found) == {
+        "gateway.yaml",
+        f"{place}.token-environment",
+        f"{place}.ca-file",
+        "index",
+    }
+    assert "nobodys.pem" in found[f"{place}.ca-file"].detail
+    assert "start that PostgreSQL" in found["index"].remedy
+    assert all(one.remedy for name, one in found.items() if name != "gateway.yaml")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_database_that_answers_is_said() -> None:
+    """And nothing is changed in it."""
+    with a_postgresql() as url:
+        assert doctor.index(url).state is State.OK
+        engine = sa.create_engine(url)
+        assert sa.inspect(engine).get_table_names() == []
+        engine.dispose()
 
 
 def test_a_port_in_use_is_said() -> None:
