@@ -142,6 +142,12 @@ class DatabaseUnavailable(Retryable):
     code = "database_unavailable"
 
 
+class CatalogueBehind(Retryable):
+    """The headers of kept objects are still being read, so a search would not find all."""
+
+    code = "catalogue_behind"
+
+
 class PeerUnavailable(Retryable):
     """A PACS to fetch from can't be reached or is busy."""
 

@@ -7,9 +7,11 @@ an object has to wait for it.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from pydicom.multival import MultiValue
 from sqlalchemy.exc import IntegrityError
 
 from dicom_gateway.database import catalogue, instances, jobs, reading, results, transaction
-from dicom_gateway.errors import DatabaseUnavailable
+from dicom_gateway.errors import CatalogueBehind, DatabaseUnavailable
 from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.web.dicomweb.attributes import CATALOGUED, LAST_CATALOGUED
 from dicom_gateway.web.dicomweb.headers import UNREADABLE, HeaderUnreadable, read_elements
@@ -29,6 +31,9 @@ from dicom_gateway.web.dicomweb.json_model import as_json
 _BATCH = 200
 _EVERY_S = 2.0
 _ALL_AGAIN_S = 300.0
+PATIENCE_S = 5.0
+"""So long a question waits for headers that are still to be read: those of the newest objects are
+there at once; of a store that has never been asked, they may take an hour."""
 _OVERLAP = 1000
 """Ids are given before they are committed: one may appear below those seen already."""
 _TEXT_LIMIT = 256
@@ -71,14 +76,19 @@ class Catalogue:
         """Asks `run` to end."""
         self._stopping.set()
 
-    def refresh(self) -> int:
+    def refresh(self, patience_s: float = math.inf) -> int:
         """Reads the headers of whatever has come until now; gives how many.
 
+        Args:
+            patience_s: How long that may take.
+
         Raises:
+            CatalogueBehind: it takes longer.
             DatabaseUnavailable: the index does not answer.
         """
         count = 0
-        with self._lock:
+        until_s = time.monotonic() + patience_s
+        with self._alone(patience_s):
             if time.monotonic() - self._marked_at_s > _ALL_AGAIN_S:
                 self._mark, self._marked_at_s = 0, time.monotonic()
             while not self._stopping.is_set():
@@ -91,7 +101,18 @@ class Catalogue:
                 if newest is not None:
                     self._mark = max(0, newest - _OVERLAP)
                     break
+                if time.monotonic() > until_s:
+                    raise _behind()
         return count
+
+    @contextmanager
+    def _alone(self, patience_s: float) -> Iterator[None]:
+        if not self._lock.acquire(timeout=min(patience_s, threading.TIMEOUT_MAX)):
+            raise _behind()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _missing(self) -> tuple[list[_Missing], int | None]:
         """Some of what isn't there yet; the newest instance's id where that is all of it."""
@@ -149,6 +170,10 @@ class Catalogue:
             for row in rows:
                 with suppress(IntegrityError), transaction(self.engine) as connection:
                     connection.execute(catalogue.insert().values(**row))
+
+
+def _behind() -> CatalogueBehind:
+    return CatalogueBehind("the headers of what is kept here are still being read; ask again later")
 
 
 def _row(one: _Missing) -> dict[str, Any]:

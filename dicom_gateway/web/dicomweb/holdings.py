@@ -14,7 +14,7 @@ from pydicom.filereader import read_file_meta_info
 from dicom_gateway.database import catalogue, instances, reading, results
 from dicom_gateway.web.answers import not_found
 from dicom_gateway.web.dicomweb.attributes import MATCHED
-from dicom_gateway.web.dicomweb.catalogue import Catalogue
+from dicom_gateway.web.dicomweb.catalogue import PATIENCE_S, Catalogue
 from dicom_gateway.web.dicomweb.headers import UNREADABLE
 from dicom_gateway.web.dicomweb.search import is_visible
 
@@ -40,9 +40,10 @@ def find(held: Catalogue, uids: dict[str, str], called_ae_title: str | None) -> 
 
     Raises:
         HttpError: 404: there are none (any more).
+        CatalogueBehind: not all of it is known yet.
         DatabaseUnavailable: the index does not answer.
     """
-    held.refresh()
+    held.refresh(PATIENCE_S)
     with reading(held.engine) as connection:
         rows = connection.execute(
             sa.select(

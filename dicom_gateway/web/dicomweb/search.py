@@ -25,7 +25,7 @@ from dicom_gateway.web.dicomweb.attributes import (
     keyword_of,
     tag_of,
 )
-from dicom_gateway.web.dicomweb.catalogue import Catalogue
+from dicom_gateway.web.dicomweb.catalogue import PATIENCE_S, Catalogue
 from dicom_gateway.web.dicomweb.headers import HeaderUnreadable, read_elements
 from dicom_gateway.web.dicomweb.json_model import as_json
 from dicom_gateway.web.dicomweb.matching import condition
@@ -149,9 +149,10 @@ def search(
         base_url: Of the DICOMweb root, for Retrieve URL.
 
     Raises:
+        CatalogueBehind: not all of it is known yet.
         DatabaseUnavailable: the index does not answer.
     """
-    held.refresh()
+    held.refresh(PATIENCE_S)
     key = _KEYS[query.level]
     visible = is_visible(called_ae_title)
     where = [visible, *query.conditions]

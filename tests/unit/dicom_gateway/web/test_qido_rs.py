@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tests.support.dicom import (
     an_object_without_pixels,
 )
 from tests.support.dicomweb import OpenWeb, an_open_web, ask
+from tests.support.patience import until
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -245,3 +248,28 @@ def test_a_question_waits_for_no_object_that_comes_after_it(
         monkeypatch.undo()
         assert web.catalogue.refresh() == 1
         assert web.catalogue.refresh() == 0
+
+
+def test_a_store_whose_headers_are_still_being_read_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instead of an answer without half of it, or none for an hour; then it finds all."""
+    monkeypatch.setattr("dicom_gateway.web.dicomweb.search.PATIENCE_S", 0.1)
+    read_on = threading.Event()
+    write = Catalogue._write
+
+    def slowly(catalogue: Catalogue, rows: list[dict[str, object]]) -> None:
+        read_on.wait(60)
+        write(catalogue, rows)
+
+    with an_open_web(tmp_path) as web, ThreadPoolExecutor(1) as beside:
+        monkeypatch.setattr(Catalogue, "_write", slowly)
+        web.keeping.store.keep(an_arrival(a_ct_series(frames=1)[0]))
+        reading = beside.submit(web.catalogue.refresh)
+        until(web.catalogue._lock.locked)
+        behind = ask(f"{web.url}/studies")
+        assert (behind.status_code, behind.json()["error"]) == (503, "catalogue_behind")
+        assert int(behind.headers["Retry-After"]) > 0
+        read_on.set()
+        assert reading.result() == 1
+        assert len(ask(f"{web.url}/studies").json()) == 1
