@@ -134,13 +134,13 @@ class Prover:
         self._log = get_logger(destination=destination.name)
 
     def run(self) -> None:
-        """Proves until `stop`; never ends by an error of the peer or of the database."""
+        """Proves until `stop`; never ends by an error of an object, the peer or the database."""
         while not self._stopping.is_set():
             self._news.clear()
             try:
                 some = self._entries.waiting_for_proof(self._destination.name)
                 if some:
-                    self._prove(some)
+                    self._prove_or_wait(some)
             except DatabaseUnavailable as error:
                 self._log.warning("index_away", reason=str(error))
             if self._query is not None:
@@ -155,6 +155,20 @@ class Prover:
         """Asks it to end after the question in hand."""
         self._stopping.set()
         self._news.set()
+
+    def _prove_or_wait(self, some: list[Delivery]) -> None:
+        try:
+            self._prove(some)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - the outermost edge, as in the outbox
+            # Whatever an odd peer makes a library do, the others are proven.
+            self._log.error("proving_crashed", exc_info=True)
+            msg = (
+                f"an unexpected {type(error).__name__} in the gateway itself while it asked "
+                f"{self._destination}; its log has the place. Please report it; it is asked again"
+            )
+            self._unclear(some, DestinationUnavailable(msg))
 
     def _prove(self, some: list[Delivery]) -> None:
         patience_s = self._settings.give_up_after_s

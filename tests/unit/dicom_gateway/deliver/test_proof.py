@@ -15,7 +15,8 @@ from pydicom.uid import CTImageStorage
 from dicom_gateway.config_delivery import Destination, DicomwebDestination, ProofPeer, ScuSettings
 from dicom_gateway.database import deliveries, now_s, transaction
 from dicom_gateway.deliver import CommitmentReports, Entries, Outbox, Prover
-from dicom_gateway.deliver.commitment import Report
+from dicom_gateway.deliver.commitment import Committer, Report
+from dicom_gateway.deliver.query import CFind
 from dicom_gateway.jobs import JobQueue
 from dicom_gateway.records import DeliveryState, Job, JobState
 from tests.support.jobs import a_finished_job
@@ -89,6 +90,31 @@ def test_an_arrival_is_proven_before_the_job_counts_as_delivered(
     ):
         ended(queue, job, JobState.DELIVERED)
 
+    assert stages(queue, job) == ["accepted", "proven", "delivered"]
+
+
+@pytest.mark.parametrize("confirm", ["query", "storage-commitment"])
+def test_a_peer_that_breaks_a_library_is_asked_again(
+    queue: JobQueue, entries: Entries, job: Job, confirm: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever that is: the thread goes on, and the gateway with it."""
+    asker, name = (CFind, "has") if confirm == "query" else (Committer, "ask")
+    works = getattr(asker, name)
+    broken = [RecursionError("too deep"), KeyError("0x00081199")]
+
+    def ask(self: Any, *question: Any) -> Any:
+        if broken:
+            raise broken.pop()
+        return works(self, *question)
+
+    monkeypatch.setattr(asker, name, ask)
+    with (
+        a_pacs() as pacs,
+        delivering(entries, pacs.as_destination(confirm=confirm, confirm_first_s=0.05)),
+    ):
+        ended(queue, job, JobState.DELIVERED)
+
+    assert broken == []
     assert stages(queue, job) == ["accepted", "proven", "delivered"]
 
 
