@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+import sqlalchemy as sa
+
 from dicom_gateway.assemble.ahead import Ahead
 from dicom_gateway.assemble.arena import Arena, remove_leftovers
 from dicom_gateway.assemble.decoders import DecoderPool
@@ -32,16 +34,19 @@ from dicom_gateway.config_delivery import Addressee
 from dicom_gateway.database import open_database
 from dicom_gateway.deliver import Caretaker, CommitmentReports, Entries, Outbox, Prover
 from dicom_gateway.errors import ConfigurationError, DatabaseUnavailable, GatewayError
+from dicom_gateway.hearing import Hearing
 from dicom_gateway.infer import TritonClient
 from dicom_gateway.infer.turns import Turns, remove_turns
 from dicom_gateway.jobs import Admission, JobQueue, Worker, admission
 from dicom_gateway.judge import Judge
+from dicom_gateway.metering import Meter, Parts
 from dicom_gateway.observe import get_logger, level_of, set_up_logging
 from dicom_gateway.observe.memory import give_back
 from dicom_gateway.processing import Processing
+from dicom_gateway.receive.processes import FromChildren
 from dicom_gateway.receive.scp import Receiver
 from dicom_gateway.receiving import commitments_of, receiving_child, reports_of, spool_of
-from dicom_gateway.records import Arrival, Instance
+from dicom_gateway.records import Arrival, Instance, Job
 from dicom_gateway.store import InstanceStore, Retention, SeriesIndex, require_its_folder
 from dicom_gateway.webside import WebSide
 
@@ -115,11 +120,12 @@ class Gateway:
             addressee=Addressee(settings.results, settings.dicom.scu.destinations),
         )
         audit = self._audit = Audit(settings, engine)
-        entries = Entries(engine, folder, settings.dicom.scu, audit.sent)
+        meter = Meter(settings, engine)
+        hearing = Hearing(audit, meter)
+        entries = Entries(engine, folder, settings.dicom.scu, hearing.delivery_ended)
 
         # What a killed gateway left, before anything new begins.
-        destinations = settings.dicom.scu.destinations
-        caretaker = Caretaker(entries, [one.name for one in destinations])
+        caretaker = Caretaker(entries, [one.name for one in settings.dicom.scu.destinations])
         self._log.info(
             "recovered",
             half_written=store.clean(),
@@ -159,9 +165,18 @@ class Gateway:
             ahead=ahead,
             objects=settings.results,
         )
-        outboxes = self._outboxes(entries, audit)
-        judge = Judge(settings, engine, index, queue=queue, triton=triton, read_header=read)
-        self._start_workers(queue, process, partial(_wake, [*outboxes, caretaker]), audit.job_ended)
+        outboxes = self._outboxes(entries, audit, meter)
+        judge = Judge(
+            settings,
+            engine,
+            index,
+            queue=queue,
+            triton=triton,
+            read_header=read,
+            ended=meter.series_ended,
+        )
+
+        self._start_workers(queue, process, partial(_wake, [*outboxes, caretaker]), hearing)
         self._run_in_thread("caretaker", caretaker.run, caretaker.stop)
         if not settings.store.retention.is_off:
             retention = Retention(engine, folder, settings.store.retention, audit.going)
@@ -178,19 +193,17 @@ class Gateway:
             judge.notify()
             audit.received(association_id)
 
-        receiver = Receiver(
-            settings.dicom.scp,
-            keep,
-            association_ended,
-            spool=spool_of(settings),
-            commitments=commitments_of(settings, engine),
-            child=receiving_child(settings),
-            kept=kept,
-            reports=reports_of(settings, engine, audit.sent),
-            rejected=audit.turned_away,
+        self._receiver = self._receive(engine, keep, association_ended, hearing, kept)
+        meter.watch(
+            Parts(
+                receiver=self._receiver,
+                arena=arena,
+                triton=triton,
+                decoders=decoders,
+                judge=judge,
+                admissions={"memory": process.admission, "arena": process.arena_admission},
+            )
         )
-        receiver.start()
-        self._receiver = receiver
 
         web = WebSide(
             settings,
@@ -198,7 +211,10 @@ class Gateway:
             keep=keep,
             association_ended=association_ended,
             health=lambda: dict.fromkeys(self.dead_parts(), "has died"),
+            metrics=meter.text,
             heard=audit.heard,
+            kept=meter.kept,
+            refused=meter.refused,
         )
         if settings.pacs:
             self._log.info("recovered", fetches=web.recover())
@@ -222,14 +238,55 @@ class Gateway:
         self._run_in_thread("ahead", ahead.run, ahead.stop)
         return ahead
 
-    def _outboxes(self, entries: Entries, audit: Audit) -> list[Outbox]:
+    def _receive(
+        self,
+        engine: sa.Engine,
+        keep: Callable[[Arrival], Instance],
+        association_ended: Callable[[str, bool], None],
+        hearing: Hearing,
+        kept: Callable[[Path], None],
+    ) -> Receiver:
+        """Opens the DICOM door; `kept` is told what children keep, `keep` tells it itself."""
+        settings, meter = self._settings, hearing.meter
+
+        def keep_here(arrival: Arrival) -> Instance:
+            instance = keep(arrival)
+            meter.kept("cstore", arrival.called_ae_title, instance.size_bytes)
+            return instance
+
+        def kept_by_a_child(path: Path, called_ae_title: str, size_bytes: int) -> None:
+            kept(path)
+            meter.kept("cstore", called_ae_title, size_bytes)
+
+        def ended(association_id: str, in_order: bool) -> None:
+            meter.association_ended(in_order=in_order)
+            association_ended(association_id, in_order)
+
+        receiver = Receiver(
+            settings.dicom.scp,
+            keep_here,
+            ended,
+            spool=spool_of(settings),
+            commitments=commitments_of(settings, engine),
+            child=receiving_child(settings),
+            from_children=FromChildren(kept_by_a_child, meter.delivery_ended),
+            reports=reports_of(settings, engine, hearing.delivery_ended),
+            rejected=hearing.turned_away,
+            refused=partial(meter.refused, "cstore"),
+        )
+        receiver.start()
+        return receiver
+
+    def _outboxes(self, entries: Entries, audit: Audit, meter: Meter) -> list[Outbox]:
         """Starts an outbox and a prover for each destination, and what ships the audit trail."""
         scu = self._settings.dicom.scu
         reports = CommitmentReports(entries, scu.destinations)
         outboxes = []
         for one in scu.destinations:
             prover = Prover(entries, one, scu, reports)
-            outbox = Outbox(entries, one, scu.ae_title, prover.notify, audit.sending)
+            outbox = Outbox(
+                entries, one, scu.ae_title, prover.notify, audit.sending, sent=meter.sent
+            )
             for number in range(1, one.associations + 1):
                 self._run_in_thread(f"outbox-{one.name}-{number}", outbox.run, outbox.stop)
             self._run_in_thread(f"proof-{one.name}", prover.run, prover.stop)
@@ -281,18 +338,19 @@ class Gateway:
         queue: JobQueue,
         process: Processing,
         finished: Callable[[], None],
-        ended: Callable[[str, str | None], None],
+        hearing: Hearing,
     ) -> None:
-        def job_ended(job_id: str, failure: str | None) -> None:
-            ended(job_id, failure)
+        def ended(job: Job, failure: str | None) -> None:
+            hearing.job_ended(job, failure)
             give_back()  # a volume's worth of it, after a large one
 
-        names = [f"worker-{number}" for number in range(1, self._settings.jobs.workers + 1)]
-        workers = {name: Worker(queue, process, name, finished, job_ended) for name in names}
-        # A study that can't wait never waits for a worker that is busy with one that can.
-        workers["express"] = Worker(
-            queue, process, "express", finished, job_ended, only_immediate=True
+        make = partial(
+            Worker, queue, process, finished=finished, ended=ended, measured=hearing.meter.stage
         )
+        names = [f"worker-{number}" for number in range(1, self._settings.jobs.workers + 1)]
+        workers = {name: make(name=name) for name in names}
+        # A study that can't wait never waits for a worker that is busy with one that can.
+        workers["express"] = make(name="express", only_immediate=True)
         for name, worker in workers.items():
             self._run_in_thread(name, worker.run, worker.stop)
         listener = queue.listener()
@@ -424,8 +482,8 @@ def _connections(settings: GatewaySettings) -> int:
     jobs = 2 * (settings.jobs.workers + 1)  # each with the thread that keeps its lease
     outboxes = sum(1 + one.associations for one in settings.dicom.scu.destinations)
     web = settings.web.stow.max_requests + 8 if settings.web.enabled else 0
-    # judge, caretaker, start and stop, fetcher, catalogue, listener
-    return receivers + jobs + outboxes + web + 7
+    # judge, caretaker, start and stop, fetcher, catalogue, listener, metrics
+    return receivers + jobs + outboxes + web + 8
 
 
 def _write_ready(path: Path, port: int, web_port: int | None) -> None:

@@ -28,7 +28,8 @@ class WebCaller(Section):
     certificate_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Of the client's TLS certificate in DER, in small letters."""
     host_ip: IPAddress | None = None
-    rights: tuple[Literal["store", "read"], ...] = ("store", "read")
+    rights: tuple[Literal["store", "read", "metrics"], ...] = ("store", "read")
+    """`store` and `read` objects; `metrics` reads /metrics, and nothing of a patient."""
 
     @model_validator(mode="after")
     def _is_known_by_something(self) -> WebCaller:
@@ -65,7 +66,7 @@ class StowSettings(Section):
 
 
 class WebSettings(Section):
-    """The HTTP side: DICOMweb and health. Off unless it is enabled."""
+    """The HTTP side: DICOMweb, health and metrics. Off unless it is enabled."""
 
     enabled: bool = False
     host: Host = "127.0.0.1"

@@ -31,6 +31,7 @@ from dicom_gateway.errors import DatabaseUnavailable, TritonUnavailable
 from dicom_gateway.infer import TritonClient
 from dicom_gateway.jobs import JobQueue
 from dicom_gateway.observe import get_logger
+from dicom_gateway.records import SeriesState
 from dicom_gateway.route import Candidate, Routing, choose
 from dicom_gateway.rulings import Judged, Rulings
 from dicom_gateway.store import Docket, OpenSeries, SeriesIndex
@@ -49,6 +50,7 @@ class Judge:
         queue: Gets the jobs.
         triton: Asked for contracts, and whether it is back.
         read_header: Cached: the same headers are asked for again and again.
+        ended: Told the state of each series that is decided.
     """
 
     def __init__(
@@ -60,11 +62,12 @@ class Judge:
         queue: JobQueue,
         triton: TritonClient,
         read_header: Callable[[Path], Header],
+        ended: Callable[[SeriesState], None] = lambda _state: None,
     ) -> None:
         self._limits = settings.completeness
         self._index = index
         self._docket = Docket(engine)
-        self._rulings = Rulings(engine, index, self._docket, queue)
+        self._rulings = Rulings(engine, index, self._docket, queue, ended)
         self._queue = queue
         self._triton = triton
         self._assessor = Assessor(
@@ -118,6 +121,11 @@ class Judge:
     def notify(self) -> None:
         """Wakes it: an association has ended."""
         self._news.set()
+
+    @property
+    def triton_is_ready(self) -> bool:
+        """Whether Triton was ready at the last look, about a second ago."""
+        return self._triton_was_ready
 
     def stop(self) -> None:
         """Asks it to end after the look in hand."""

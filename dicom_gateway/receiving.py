@@ -35,7 +35,7 @@ from dicom_gateway.receive.processes import (
     serve_connections,
 )
 from dicom_gateway.receive.reports import Reports
-from dicom_gateway.records import Arrival, Instance
+from dicom_gateway.records import Arrival, Delivery, Instance
 from dicom_gateway.store import InstanceStore
 
 _GRACE_S = 10.0
@@ -133,8 +133,14 @@ def main(arguments: Sequence[str]) -> int:
 
             def keep(arrival: Arrival) -> Instance:
                 instance = store.keep(arrival)
-                desk.kept(instance.path)
+                desk.kept(instance.path, arrival.called_ae_title, instance.size_bytes)
                 return instance
+
+            audit = Audit(settings, engine)
+
+            def delivery_ended(delivery: Delivery, failure: str | None) -> None:
+                audit.sent(delivery, failure)
+                desk.delivered(delivery.job_id, delivery.destination, failure)
 
             host = AssociationHost(
                 scp,
@@ -142,7 +148,8 @@ def main(arguments: Sequence[str]) -> int:
                 desk,
                 spool=spool_of(settings),
                 commitments=commitments_of(settings, engine),
-                reports=reports_of(settings, engine, Audit(settings, engine).sent),
+                reports=reports_of(settings, engine, delivery_ended),
+                refused=desk.refused,
             )
             serve_connections(line, desk, host.begin)
             host.stop(_GRACE_S)

@@ -398,6 +398,7 @@ class Delivery:
         losses: How often it had accepted the object and didn't have it.
         proof_tries: How often it was asked for a proof since it accepted the object.
         sent_age_s: Since it accepted the object; None where it hasn't.
+        pipeline: Of the job.
     """
 
     delivery_id: int
@@ -412,6 +413,7 @@ class Delivery:
     losses: int = 0
     proof_tries: int = 0
     sent_age_s: float | None = None
+    pipeline: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ Part of `app.py`, in a file of its own, as `judge.py` is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -52,15 +52,22 @@ class Rulings:
         index: Marks the series.
         docket: Keeps the reasons.
         queue: Gets the jobs.
+        ended: Told the state of each series that is decided.
     """
 
     def __init__(
-        self, engine: sa.Engine, index: SeriesIndex, docket: Docket, queue: JobQueue
+        self,
+        engine: sa.Engine,
+        index: SeriesIndex,
+        docket: Docket,
+        queue: JobQueue,
+        ended: Callable[[SeriesState], None] = lambda _state: None,
     ) -> None:
         self._engine = engine
         self._index = index
         self._docket = docket
         self._queue = queue
+        self._ended = ended
         self._log = get_logger(room="judge")
 
     def decide(self, judged: Judged, routes: Sequence[Route], *, final: bool) -> bool:
@@ -100,6 +107,8 @@ class Rulings:
                     )
                 )
             ]
+        if final:
+            self._ended(state)
         self._tell(made, series, state if final and not routes else None, reasons)
         return True
 
@@ -142,8 +151,9 @@ class Rulings:
         ]
         try:
             with transaction(self._engine) as connection:
-                for judged, _ in candidates:
-                    self._mark(connection, judged, taken, passed_over)
+                states = [
+                    self._mark(connection, judged, taken, passed_over) for judged, _ in candidates
+                ]
                 one_of_them = candidates[0][0].series
                 for rule in rules:
                     kept = [one.route.pipeline for one in chosen if one.rule == rule]
@@ -164,6 +174,9 @@ class Rulings:
                 withdraw_choices(connection, one_of_them, rules)
         except _Changed:
             return False
+        for (judged, _), state in zip(candidates, states, strict=True):
+            if judged.one is not None:  # not decided before
+                self._ended(state)
         for job in made:
             self._tell([job], by_uid[job.series_instance_uid], None, why)
         return True
@@ -174,7 +187,7 @@ class Rulings:
         judged: Judged,
         taken: Collection[str],
         passed_over: dict[str, list[str]],
-    ) -> None:
+    ) -> SeriesState:
         uid = judged.series.series_instance_uid
         used = bool(judged.routing.routes) or uid in taken
         state = SeriesState.DECIDED if used else SeriesState.IGNORED
@@ -185,6 +198,7 @@ class Rulings:
         self._note(connection, judged.series, state, reasons)
         if judged.one is not None:
             self._withdraw(connection, judged)
+        return state
 
     def _withdraw(self, connection: sa.Connection, judged: Judged) -> None:
         """Jobs of the series by itself that no rule asks for, now that it has changed."""

@@ -1,4 +1,4 @@
-"""The web side of the gateway, and what it fetches itself: DICOMweb, health, `tritome fetch`.
+"""The web side of the gateway: DICOMweb, health, metrics; and what it fetches: `tritome fetch`.
 
 In: settings, the index, and the door's own `keep`. Out: an HTTP server (where it is enabled),
 the thread that keeps its catalogue, and the thread that fetches from a PACS. What survives a
@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from dicom_gateway.config import GatewaySettings
 from dicom_gateway.config_web import PacsPeer
 from dicom_gateway.database import arrivals, instances, reading
+from dicom_gateway.observe.metrics import Transport
 from dicom_gateway.receive.fetches import FetchDesk
 from dicom_gateway.receive.pacs_dicomweb import DicomwebPacs
 from dicom_gateway.receive.pacs_dimse import DimsePacs
@@ -28,8 +29,9 @@ from dicom_gateway.receive.stow import BodyIntake, BodyLimits
 from dicom_gateway.records import Arrival, Instance
 from dicom_gateway.store.docket import Docket
 from dicom_gateway.web import Catalogue, WebServer, build_application, dicomweb, health
+from dicom_gateway.web import metrics as metrics_page
 from dicom_gateway.web.guard import read_token
-from dicom_gateway.web.ports import Health, Heard
+from dicom_gateway.web.ports import Health, Heard, Metrics
 
 
 class Loop(NamedTuple):
@@ -49,7 +51,10 @@ class WebSide:
         keep: Makes an object durable, as for C-STORE.
         association_ended: As for C-STORE.
         health: What is not well, for /health.
+        metrics: Their text, for /metrics.
         heard: Told of each request, for the audit trail.
+        kept: Told how each object came, for which AE title, and its bytes.
+        refused: Told how an object came that was not taken, and the code of why.
 
     Raises:
         ConfigurationError: a token, certificate or key can't be used.
@@ -63,17 +68,31 @@ class WebSide:
         keep: Callable[[Arrival], Instance],
         association_ended: Callable[[str, bool], None],
         health: Health,
+        metrics: Metrics,
         heard: Heard = lambda *_request: None,
+        kept: Callable[[Transport, str, int], None] = lambda *_kept: None,
+        refused: Callable[[Transport, str], None] = lambda *_refused: None,
     ) -> None:
         self._settings = settings
         self._heard = heard
+        self._metrics = metrics
         folder = settings.store.folder.resolve()
-        self._intake = BodyIntake(
-            folder / "incoming",
-            keep,
-            association_ended,
-            settings.dicom.scp.private_sop_classes,
-        )
+
+        def intake(transport: Transport) -> BodyIntake:
+            def keep_and_tell(arrival: Arrival) -> Instance:
+                instance = keep(arrival)
+                kept(transport, arrival.called_ae_title, instance.size_bytes)
+                return instance
+
+            return BodyIntake(
+                folder / "incoming",
+                keep_and_tell,
+                association_ended,
+                settings.dicom.scp.private_sop_classes,
+                partial(refused, transport),
+            )
+
+        self._stored, self._fetched = intake("stow"), intake("wado")
         stow = settings.web.stow
         self._limits = BodyLimits(
             request_bytes=stow.max_request_bytes,
@@ -127,8 +146,9 @@ class WebSide:
             titles.sort(key=lambda title: title != web.called_ae_title)  # the default one first
         application = build_application(
             health.routes(health_of),
+            metrics_page.routes(self._metrics),
             dicomweb.routes(
-                web, catalogue, partial(self._intake.open, limits=self._limits), titles
+                web, catalogue, partial(self._stored.open, limits=self._limits), titles
             ),
         )
         return WebServer(web, application, self._heard)
@@ -148,7 +168,7 @@ class WebSide:
     def _connect(self, peer: PacsPeer) -> PacsClient:
         if peer.dimse is not None:
             return DimsePacs(peer, self._settings.dicom.scu.ae_title)
-        return DicomwebPacs(peer, self._tokens[peer.name], self._intake, self._limits)
+        return DicomwebPacs(peer, self._tokens[peer.name], self._fetched, self._limits)
 
 
 def _token(peer: PacsPeer) -> str | None:

@@ -68,6 +68,11 @@ class DecoderPool:
         """Of the children there are just now."""
         return tuple(child.process_id for child in self._children)
 
+    @property
+    def alive(self) -> int:
+        """How many of them live; a dead one is replaced when it is needed next."""
+        return sum(child.is_alive for child in self._children)
+
     def decode(self, arena: Path, frames: Sequence[tuple[int, PixelTask]]) -> None:
         """Decodes all frames into the arena, each at its own offset in bytes.
 
@@ -162,6 +167,10 @@ class _Child:
     @property
     def process_id(self) -> int:
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def end(self) -> None:
         self._socket.close()

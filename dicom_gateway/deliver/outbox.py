@@ -64,6 +64,7 @@ class Outbox:
         calling_ae_title: Who we say we are.
         proof_wanted: Called after the peer accepted an object that it has to prove.
         sending: Called before each attempt.
+        sent: Told each object that was accepted, and how many seconds that took.
 
     Raises:
         ConfigurationError: a certificate, token or password can't be used.
@@ -76,12 +77,15 @@ class Outbox:
         calling_ae_title: str,
         proof_wanted: Callable[[], None] = lambda: None,
         sending: Callable[[Delivery], None] = lambda _delivery: None,
+        *,
+        sent: Callable[[Delivery, float], None] = lambda _delivery, _duration_s: None,
     ) -> None:
         self._entries = entries
         self._destination = destination
         self._calling_ae_title = calling_ae_title
         self._proof_wanted = proof_wanted
         self._sending = sending
+        self._sent = sent
         sender_to(destination, calling_ae_title).close()  # says now what is wrong with it
         self._stopping = threading.Event()
         self._news = threading.Event()
@@ -155,6 +159,7 @@ class Outbox:
             return
         duration_s = time.monotonic() - started
         self._is_there()
+        self._sent(delivery, duration_s)
         if self._destination.confirm == "none":
             self._entries.delivered(delivery, note, duration_s)
             log.info("delivered", answer=note)

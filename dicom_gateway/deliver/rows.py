@@ -16,12 +16,13 @@ from dicom_gateway.records import Delivery, DeliveryState, JobState, Result
 
 
 def selected() -> sa.Select[Any]:
-    """Delivery rows with what their results say, for `as_delivery`."""
+    """Delivery rows with what their results and jobs say, for `as_delivery`."""
     return (
         sa.select(deliveries, (now_s() - deliveries.c.sent_at_s).label("sent_age_s"))
         .add_columns(results.c.sop_class_uid, results.c.output)
-        .add_columns(results.c.path, results.c.size_bytes)
+        .add_columns(results.c.path, results.c.size_bytes, jobs.c.pipeline)
         .join(results, results.c.sop_instance_uid == deliveries.c.sop_instance_uid)
+        .join(jobs, jobs.c.job_id == deliveries.c.job_id)
     )
 
 
@@ -47,6 +48,7 @@ def as_delivery(row: sa.Row[Any], folder: Path, *, attempts: int | None = None) 
         losses=row.losses,
         proof_tries=row.proof_tries,
         sent_age_s=row.sent_age_s,
+        pipeline=row.pipeline,
     )
 
 

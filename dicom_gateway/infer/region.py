@@ -79,9 +79,12 @@ class Region:
 
     @property
     def quarantined_bytes(self) -> int:
-        """What Triton may still touch although its request has ended for us."""
-        with self._mutex:
-            return sum(span.size_bytes for span in self._quarantine)
+        """What Triton may still touch although its request has ended for us.
+
+        Without the mutex, which is held while Triton is asked: nobody who only wants to know this
+        waits for a Triton that hangs.
+        """
+        return sum(span.size_bytes for span in tuple(self._quarantine))
 
     def give_back(self, spans: Iterable[ArenaSpan]) -> None:
         """Returns spans whose request Triton has answered."""

@@ -55,6 +55,23 @@ class Admission:
         self._line: list[object] = []
         self._urgent = 0  # so many at its head can't wait
 
+    @property
+    def limit_bytes(self) -> int:
+        """What all jobs together may need."""
+        return self._limit_bytes
+
+    @property
+    def inside_bytes(self) -> int:
+        """What those that have entered need, by prediction."""
+        with self._changed:
+            return sum(self._inside)
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs stand in line."""
+        with self._changed:
+            return len(self._line)
+
     def check(self, wanted_bytes: int, what: str) -> None:
         """Whether the machine could ever hold it.
 

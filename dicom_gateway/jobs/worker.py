@@ -54,10 +54,16 @@ class JobRun:
             the job, or the gateway stops. Long waits should look at it.
     """
 
-    def __init__(self, job: Job, queue: JobQueue) -> None:
+    def __init__(
+        self,
+        job: Job,
+        queue: JobQueue,
+        measured: Callable[[str, str, float], None] = lambda *_stage: None,
+    ) -> None:
         self.job = job
         self.stop = threading.Event()
         self._queue = queue
+        self._measured = measured
 
     def replaced_results(self) -> list[ReplacedResult]:
         """What the results of this job take the place of; usually nothing."""
@@ -78,7 +84,9 @@ class JobRun:
         stage = Stage(note)
         started = time.monotonic()
         yield stage
-        self._queue.add_event(self.job.job_id, name, stage.note, time.monotonic() - started)
+        duration_s = time.monotonic() - started
+        self._queue.add_event(self.job.job_id, name, stage.note, duration_s)
+        self._measured(self.job.pipeline, name, duration_s)
 
 
 Process = Callable[[JobRun], Sequence[Result]]
@@ -92,8 +100,9 @@ class Worker:
         process: Makes the results; raises an error of `errors.py` where it can't.
         name: Tells the workers of one process apart in the log.
         finished: Called after a job's results are committed (wakes the outboxes).
-        ended: Called with the job's id when it has made its results (None), or failed (the
-            code of why).
+        ended: Called with the job when it has made its results (None), or failed (the code of
+            why).
+        measured: Told pipeline, name and seconds of each stage that succeeded.
         only_immediate: An express worker: it leaves all other jobs to the others, so that an
             immediate one never waits for a worker.
     """
@@ -104,8 +113,9 @@ class Worker:
         process: Process,
         name: str = "worker-1",
         finished: Callable[[], None] = lambda: None,
-        ended: Callable[[str, str | None], None] = lambda _job_id, _failure: None,
+        ended: Callable[[Job, str | None], None] = lambda _job, _failure: None,
         *,
+        measured: Callable[[str, str, float], None] = lambda *_stage: None,
         only_immediate: bool = False,
     ) -> None:
         self._queue = queue
@@ -114,6 +124,7 @@ class Worker:
         self._finished = finished
         self._only_immediate = only_immediate
         self._ended = ended
+        self._measured = measured
         self._stopping = threading.Event()
         self._run: JobRun | None = None
         self._log = get_logger(worker=name)
@@ -145,7 +156,7 @@ class Worker:
         self._queue.notify()
 
     def _work(self, job: Job) -> None:
-        run = self._run = JobRun(job, self._queue)
+        run = self._run = JobRun(job, self._queue, self._measured)
         if self._stopping.is_set():
             run.stop.set()
         log = self._log.bind(job_id=job.job_id, pipeline=job.pipeline, attempt=job.attempts)
@@ -160,7 +171,7 @@ class Worker:
             state = self._queue.finish(job, made)
             log.info("job_processed", state=state.value, results=len(made))
             self._finished()
-            self._ended(job.job_id, None)
+            self._ended(job, None)
         except LeaseLost as error:
             log.warning("lease_lost", reason=str(error))
         except Retryable as error:
@@ -207,7 +218,7 @@ class Worker:
                 code=GaveUp.code,
                 reason=str(error),
             )
-            self._ended(run.job.job_id, GaveUp.code)
+            self._ended(run.job, GaveUp.code)
             return
         self._log.warning(
             "job_waits",
@@ -230,7 +241,7 @@ class Worker:
             code=error.code,
             reason=str(error),
         )
-        self._ended(run.job.job_id, error.code)
+        self._ended(run.job, error.code)
 
     def _keep_lease(self, run: JobRun, done: threading.Event) -> None:
         # Its own thread: a decode or an inference that takes minutes doesn't cost the job.

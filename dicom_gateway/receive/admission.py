@@ -102,6 +102,12 @@ class GuestList:
             self._guests[association_id] = (calling_ae_title, address)
         return None
 
+    @property
+    def count(self) -> int:
+        """How many associations are open."""
+        with self._lock:
+            return len(self._guests)
+
     def leave(self, association_id: str) -> bool:
         """Frees the place; False where the association had none, or has left before."""
         with self._lock:
@@ -237,6 +243,11 @@ class FrontDesk:
         self._guests = GuestList(settings, reports)
         self._rejected = rejected
         self._association_ended = association_ended
+
+    @property
+    def associations(self) -> int:
+        """How many are open."""
+        return self._guests.count
 
     def admit(
         self,

@@ -28,7 +28,7 @@ from pynetdicom.dimse_primitives import (
 from pynetdicom.presentation import PresentationContext
 
 from dicom_gateway.config import ScpSettings
-from dicom_gateway.errors import DatabaseUnavailable, Refused
+from dicom_gateway.errors import DatabaseUnavailable, OutOfResources, Refused
 from dicom_gateway.observe.logging import get_logger
 from dicom_gateway.receive.admission import TEMPORARY_CONGESTION, Desk, knows
 from dicom_gateway.receive.association import LimitedAssociation
@@ -62,6 +62,7 @@ class AssociationHost:
         spool: Where large data sets stay while they come; in memory where not given.
         commitments: Answers storage commitment; not offered where not given.
         reports: Takes what peers report on our own results.
+        refused: Told the code of why an object was not taken.
 
     Raises:
         ConfigurationError: TLS is asked for and can't work.
@@ -76,6 +77,7 @@ class AssociationHost:
         spool: Spool | None = None,
         commitments: Commitments | None = None,
         reports: Reports | None = None,
+        refused: Callable[[str], None] = lambda _code: None,
     ) -> None:
         self.settings = settings
         self.spool = spool
@@ -83,6 +85,7 @@ class AssociationHost:
         self._desk = desk
         self._commitments = commitments if settings.storage_commitment else None
         self._reports = reports
+        self._refused = refused
         self._titles = frozenset(title.ae_title for title in settings.ae_titles)
         self._tls: ssl.SSLContext | None = None
         if settings.tls is not None:
@@ -264,9 +267,11 @@ class AssociationHost:
                 "instance refused: larger than dicom.scp.max-instance-bytes",
                 limit_bytes=limit_bytes,
             )
+            self._refused("too_large")
             return OUT_OF_RESOURCES, f"larger than the {limit_bytes} bytes that are taken"
         if incoming.no_room:
             log.warning("instance refused: no room on the disk for it while it comes")
+            self._refused(OutOfResources.code)
             return OUT_OF_RESOURCES, "the disk is full; send again later"
         called, calling = _ae_titles(association)
         try:
@@ -283,12 +288,15 @@ class AssociationHost:
             )
         except Refused as refusal:
             log.warning("instance refused", code=refusal.code, reason=str(refusal))
+            self._refused(refusal.code)
             return refusal.status, str(refusal)
         except DatabaseUnavailable as error:
             log.warning("instance refused for now", code=error.code, reason=str(error))
+            self._refused(error.code)
             return OUT_OF_RESOURCES, "the index does not answer; send again later"
         except Exception:  # the outermost edge: the peer must get an answer
             log.exception("instance refused: unforeseen error")
+            self._refused("unforeseen")
             return CANNOT_UNDERSTAND, "unforeseen error; the log of the gateway has it"
         log.debug("instance kept", sop_instance_uid=instance.sop_instance_uid)
         return SUCCESS, ""

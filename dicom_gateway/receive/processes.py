@@ -57,6 +57,20 @@ class Child:
     greeting: str
 
 
+@dataclass(frozen=True, slots=True)
+class FromChildren:
+    """Who hears what children do.
+
+    Attributes:
+        kept: Told path, called AE title and bytes of each object that a child has kept.
+        delivered: Told job, destination and failure (None where it arrived) of each delivery that
+            ended with a report to a child.
+    """
+
+    kept: Callable[[Path, str, int], None] = lambda *_kept: None
+    delivered: Callable[[str, str, str | None], None] = lambda *_delivery: None
+
+
 class Processes:
     """The receiving children, kept running.
 
@@ -64,7 +78,8 @@ class Processes:
         settings: `dicom.scp` of gateway.yaml.
         desk: Asked for the children's associations.
         child: What to start.
-        kept: Called with the path of each object that a child has kept.
+        from_children: Hears what they do.
+        refused: Told the code of why a child has not taken an object.
 
     Raises:
         ConfigurationError: TLS can't work, or the children don't start.
@@ -75,7 +90,8 @@ class Processes:
         settings: ScpSettings,
         desk: FrontDesk,
         child: Child,
-        kept: Callable[[Path], None] = lambda _path: None,
+        from_children: FromChildren,
+        refused: Callable[[str], None],
     ) -> None:
         if settings.tls is not None:  # said here, in one sentence, and not by each child
             server_context(
@@ -85,7 +101,8 @@ class Processes:
                 client_required=settings.tls.client_certificates == "required",
             )
         self._desk = desk
-        self._kept = kept
+        self._from_children = from_children
+        self._refused = refused
         self._stopping = threading.Event()
         # Noting an end waits for the database; nobody who wants to come in waits for that.
         self._ended: queue.SimpleQueue[tuple[str, bool] | None] = queue.SimpleQueue()
@@ -137,8 +154,15 @@ class Processes:
         self._ender.join(timeout_s)
 
     def _on_message(self, child: _Kept, message: dict[str, Any]) -> None:
+        hears = self._from_children
         if message["kind"] == "kept":
-            self._kept(Path(message["path"]))
+            hears.kept(Path(message["path"]), message["called"], message["size_bytes"])
+            return
+        if message["kind"] == "refused":
+            self._refused(message["code"])
+            return
+        if message["kind"] == "delivered":
+            hears.delivered(message["job_id"], message["destination"], message["failure"])
             return
         association_id = message["id"]
         if message["kind"] == "ended":
@@ -380,9 +404,19 @@ class RemoteDesk:
         """Tells of an end."""
         self._tell({"kind": "ended", "id": association_id, "in_order": in_order})
 
-    def kept(self, path: Path) -> None:
+    def kept(self, path: Path, called_ae_title: str, size_bytes: int) -> None:
         """Tells where an object is kept."""
-        self._tell({"kind": "kept", "path": str(path)})
+        told = {"path": str(path), "called": called_ae_title, "size_bytes": size_bytes}
+        self._tell({"kind": "kept", **told})
+
+    def refused(self, code: str) -> None:
+        """Tells why an object was not taken."""
+        self._tell({"kind": "refused", "code": code})
+
+    def delivered(self, job_id: str, destination: str, failure: str | None) -> None:
+        """Tells of a delivery that has ended with a report."""
+        told = {"job_id": job_id, "destination": destination, "failure": failure}
+        self._tell({"kind": "delivered", **told})
 
     def answered(self, message: dict[str, Any]) -> None:
         """Takes an answer to `admit`."""

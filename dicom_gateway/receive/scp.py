@@ -9,7 +9,6 @@ survives a crash is in the rooms behind `keep`, and the pending storage commitme
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from dicom_gateway.config import ScpSettings
 from dicom_gateway.observe.logging import get_logger
@@ -19,7 +18,7 @@ from dicom_gateway.receive.host import AssociationHost
 from dicom_gateway.receive.incoming import Spool
 from dicom_gateway.receive.listener import Listener
 from dicom_gateway.receive.offers import TRANSFER_SYNTAXES
-from dicom_gateway.receive.processes import Child, Processes
+from dicom_gateway.receive.processes import Child, FromChildren, Processes
 from dicom_gateway.receive.reporter import Reporter
 from dicom_gateway.receive.reports import Reports
 from dicom_gateway.records import Arrival, Instance
@@ -42,9 +41,10 @@ class Receiver:
         spool: Where large data sets stay while they come; in memory where not given.
         commitments: Answers storage commitment; not offered where not given.
         child: What to start where `settings.processes` asks for several.
-        kept: Told the path of each object that a child has kept.
+        from_children: Hears what children keep, and what is reported to them.
         reports: Takes what peers report on our own results.
         rejected: Called for each association that was turned away; see `FrontDesk`.
+        refused: Told the code of why an object was not taken, by whichever process.
     """
 
     def __init__(
@@ -56,13 +56,15 @@ class Receiver:
         spool: Spool | None = None,
         commitments: Commitments | None = None,
         child: Child | None = None,
-        kept: Callable[[Path], None] = lambda _path: None,
+        from_children: FromChildren | None = None,
         reports: Reports | None = None,
         rejected: Callable[[str, str, str, str], None] = lambda *_who: None,
+        refused: Callable[[str], None] = lambda _code: None,
     ) -> None:
         self._settings = settings
         self._keep = keep
-        self._kept = kept
+        self._from_children = from_children or FromChildren()
+        self._refused = refused
         self._association_ended = association_ended
         self._spool = spool
         self._commitments = commitments
@@ -95,6 +97,11 @@ class Receiver:
             and self._listener.is_alive
             and (not isinstance(self._host, Processes) or self._host.is_alive)
         )
+
+    @property
+    def associations(self) -> int:
+        """How many are open, in whichever process."""
+        return self._desk.associations
 
     @property
     def undecided(self) -> int:
@@ -139,7 +146,9 @@ class Receiver:
 
     def _make_host(self) -> AssociationHost | Processes:
         if self._settings.processes > 1 and self._child is not None:
-            return Processes(self._settings, self._desk, self._child, self._kept)
+            return Processes(
+                self._settings, self._desk, self._child, self._from_children, self._refused
+            )
         return AssociationHost(
             self._settings,
             self._keep,
@@ -147,6 +156,7 @@ class Receiver:
             spool=self._spool,
             commitments=self._commitments,
             reports=self._reports,
+            refused=self._refused,
         )
 
     def _on_ended(self, association_id: str, in_order: bool) -> None:

@@ -68,6 +68,7 @@ class BodyIntake:
         keep: As for the `Receiver`.
         association_ended: As for the `Receiver`: each body counts as an association.
         private_sop_classes: As for the `Receiver`.
+        refused: As for the `Receiver`.
     """
 
     def __init__(
@@ -76,11 +77,13 @@ class BodyIntake:
         keep: Callable[[Arrival], Instance],
         association_ended: Callable[[str, bool], None],
         private_sop_classes: Literal["all"] | Collection[str] = "all",
+        refused: Callable[[str], None] = lambda _code: None,
     ) -> None:
         self.folder = folder
         self.private_sop_classes = private_sop_classes
         self.keep = keep
         self.association_ended = association_ended
+        self.refused = refused
 
     def open(
         self,
@@ -252,6 +255,7 @@ class Body:
 
     def _refuse(self, meta: FileMeta | None, status: int, code: str, reason: str) -> None:
         self._log.warning("instance refused", code=code, reason=reason)
+        self._intake.refused(code)
         self._refused.append(
             Refusal(
                 meta.sop_class_uid if meta else None,

@@ -1,4 +1,4 @@
-"""HTTP: DICOMweb and health now; the JSON API and the dashboard join here.
+"""HTTP: DICOMweb, health and metrics now; the JSON API and the dashboard join here.
 
 A room of its own: what it needs of others it is handed as callables (`ports.py`).
 """

@@ -24,7 +24,8 @@ def build_application(*parts: Sequence[BaseRoute]) -> Starlette:
     """Puts the parts together.
 
     Args:
-        *parts: Routes of each part: `health.routes(...)`, `dicomweb.routes(...)`.
+        *parts: Routes of each part: `health.routes(...)`, `metrics.routes(...)`,
+            `dicomweb.routes(...)`.
     """
     return Starlette(
         routes=[route for part in parts for route in part],

@@ -37,7 +37,7 @@ class Caller:
     """Who asks.
 
     Attributes:
-        rights: `store`, `read`.
+        rights: `store`, `read`, `metrics`.
     """
 
     calling_ae_title: str
@@ -78,7 +78,8 @@ class Guard:
         self._known = [_known(caller) for caller in settings.callers]
         self._nobody_listed = None
         if not settings.callers:
-            self._nobody_listed = Caller(settings.calling_ae_title, frozenset(("store", "read")))
+            rights = frozenset(("store", "read", "metrics"))
+            self._nobody_listed = Caller(settings.calling_ae_title, rights)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Of ASGI."""

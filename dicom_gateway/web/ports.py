@@ -48,5 +48,8 @@ Heard = Callable[[str | None, str, str, str, int], None]
 """Told of each request: calling title (None of somebody unknown), address, method, path, HTTP
 status; may block."""
 
+Metrics = Callable[[], bytes]
+"""All metrics in Prometheus' text format 0.0.4; may block for some seconds."""
+
 Health = Callable[[], Mapping[str, str]]
 """What is not well: name of the part -> one sentence; empty where all is well. Never blocks."""
