@@ -128,14 +128,21 @@ class IndexWatch:
         engine: From `open_database`.
         destinations: Names in the settings.
         fresh_s: How long an answer is good for.
+        patience_s: How long to wait for one.
     """
 
     def __init__(
-        self, engine: sa.Engine, destinations: Sequence[str], *, fresh_s: float = FRESH_S
+        self,
+        engine: sa.Engine,
+        destinations: Sequence[str],
+        *,
+        fresh_s: float = FRESH_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._engine = engine
         self._destinations = tuple(destinations)
         self._fresh_s = fresh_s
+        self._patience_s = patience_s
         self._lock = threading.Lock()
         self._answered = threading.Event()
         self._answered.set()
@@ -150,7 +157,7 @@ class IndexWatch:
             if is_old and self._answered.is_set():
                 self._answered.clear()
                 threading.Thread(target=self._ask, name="metrics-index", daemon=True).start()
-        return self._state if self._answered.wait(PATIENCE_S) else None
+        return self._state if self._answered.wait(self._patience_s) else None
 
     def _ask(self) -> None:
         found = None

@@ -148,6 +148,7 @@ class Metrics:
         self._title = _Few(called_ae_titles)
         self._pipeline = _Few(pipelines)
         self._destination = _Few(destinations)
+        self._stage = _Few(STAGES)
         self._refusal = _Few(limit=_CODES_LIMIT)
         self._rejection = _Few(limit=_CODES_LIMIT)
         self._failure = _Few(limit=_CODES_LIMIT)
@@ -274,8 +275,7 @@ class Metrics:
 
     def stage(self, pipeline: str, stage: str, duration_s: float) -> None:
         """A stage of a job has succeeded."""
-        assert stage in STAGES, stage
-        self._stages.labels(self._pipeline(pipeline), stage).observe(duration_s)
+        self._stages.labels(self._pipeline(pipeline), self._stage(stage)).observe(duration_s)
 
     def delivery_ended(self, destination: str, failure: str | None) -> None:
         """A result has arrived, or never will."""

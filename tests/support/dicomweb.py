@@ -23,6 +23,7 @@ from dicom_gateway.config_web import WebSettings
 from dicom_gateway.receive.stow import BodyIntake, BodyLimits
 from dicom_gateway.records import Arrival, Instance
 from dicom_gateway.web import Catalogue, WebServer, build_application, dicomweb, health
+from dicom_gateway.web import metrics as metrics_page
 from tests.support.dicom import as_file_bytes
 from tests.support.gateway import Keeping, a_store
 from tests.support.orthanc import Orthanc, orthanc
@@ -30,6 +31,8 @@ from tests.support.processes import MissingPeer
 from tests.support.road import GatewayProcess, a_gateway
 
 TOKEN = "a-token-that-only-the-tests-know"
+METRICS = b"tritome_triton_up 1.0\n"
+"""What /metrics says."""
 _PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 _NO_TRITON = "127.0.0.1:1"
 
@@ -84,6 +87,7 @@ def an_open_web(
         catalogue = Catalogue(keeping.engine, keeping.folder)
         application = build_application(
             health.routes(lambda: troubles or {}),
+            metrics_page.routes(lambda: METRICS),
             dicomweb.routes(web, catalogue, partial(intake.open, limits=limits), titles),
         )
         server = WebServer(web, application)

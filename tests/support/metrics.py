@@ -1,0 +1,30 @@
+"""What Prometheus would make of a scrape: `scraped(text)["tritome_triton_up", ()]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.parser import text_string_to_metric_families
+
+Scrape = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+"""(name, ((label, value), ...)) -> value; the labels in alphabetical order."""
+
+
+def scraped(text: str) -> Scrape:
+    """Every sample, by Prometheus' own parser for Python."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(scrape: Scrape, name: str, **labels: str) -> float | None:
+    """One sample; None where it isn't there."""
+    return scrape.get((name, tuple(sorted(labels.items()))))
+
+
+def label_values(scrape: Scrape, *but: str) -> Iterator[str]:
+    """All values of labels that aren't called `but`."""
+    for _, labels in scrape:
+        yield from (value for name, value in labels if name not in but)
