@@ -80,6 +80,7 @@ class Meter:
         self._lock = threading.Lock()
         self._delivered: OrderedDict[str, None] = OrderedDict()
         self._parts: Parts | None = None
+        self._version = _version()
         self._log = get_logger(room="observe")
 
     # What happens -----------------------------------------------------------------------
@@ -155,7 +156,7 @@ class Meter:
         return self._metrics.text()
 
     def _measured(self) -> Measured:
-        found: dict[Gauge, dict[tuple[str, ...], float]] = {names.BUILD: {(_version(),): 1}}
+        found: dict[Gauge, dict[tuple[str, ...], float]] = {names.BUILD: {(self._version,): 1}}
         measures: tuple[Callable[[], Measured], ...] = (self._parts_now, self._disk, self._waiting)
         for measure in measures:
             try:

@@ -25,7 +25,7 @@ from dicom_gateway.database import series as series_table
 from dicom_gateway.infer import TritonClient
 from dicom_gateway.jobs import JobQueue
 from dicom_gateway.judge import Judge
-from dicom_gateway.records import Job
+from dicom_gateway.records import Job, SeriesState
 from dicom_gateway.store import Docket
 from tests.support.dicom import an_arrival
 from tests.support.gateway import Keeping, a_store
@@ -56,12 +56,17 @@ def a_contract_text(pipeline: str, modality: str = "CT") -> str:
 
 @dataclass(frozen=True)
 class Bench:
-    """A judge and what it judges."""
+    """A judge and what it judges.
+
+    Attributes:
+        ended: What it told of the series that it has decided.
+    """
 
     keeping: Keeping
     queue: JobQueue
     docket: Docket
     judge: Judge
+    ended: list[SeriesState]
 
     def receive(
         self,
@@ -210,6 +215,7 @@ def _judging(folder: Path, settings: GatewaySettings, seen: Path) -> Iterator[Be
     with a_store(folder) as keeping:
         triton = TritonClient(settings.triton, seen)
         queue = JobQueue(keeping.engine, folder)
+        ended: list[SeriesState] = []
         judge = Judge(
             settings,
             keeping.engine,
@@ -217,8 +223,9 @@ def _judging(folder: Path, settings: GatewaySettings, seen: Path) -> Iterator[Be
             queue=queue,
             triton=triton,
             read_header=lru_cache(maxsize=None)(read_header),
+            ended=ended.append,
         )
         try:
-            yield Bench(keeping, queue, Docket(keeping.engine), judge)
+            yield Bench(keeping, queue, Docket(keeping.engine), judge, ended)
         finally:
             triton.close()

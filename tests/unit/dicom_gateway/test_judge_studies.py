@@ -11,7 +11,7 @@ from typing import Any
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
-from dicom_gateway.records import JobState, Priority
+from dicom_gateway.records import JobState, Priority, SeriesState
 from tests.support.bench import AT_ONCE, PATIENT, Bench, a_bench
 from tests.support.dicom import CORONAL, a_ct_series, an_object_without_pixels
 
@@ -98,6 +98,35 @@ def test_a_series_that_comes_late_and_is_thinner_takes_the_place(tmp_path: Path)
         assert (first.state, first.superseded_by) == (JobState.SUPERSEDED, second.job_id)
         assert second.series_instance_uid == uid_of(thin)
         assert bench.states(study)[uid_of(thick)][0] == "ignored"
+
+
+def test_each_series_is_told_of_once_when_it_is_decided(tmp_path: Path) -> None:
+    """Not while it waits, nor again where a later one has its study decided anew."""
+    study = generate_uid()
+    thick, thin = a_series(study, spacing_mm=5.0), a_series(study, spacing_mm=1.0)
+    with a_bench(tmp_path, rules=[THINNEST], completeness=PATIENT) as bench:
+        bench.docket.expect_series(study, "AI", 2, "C-FIND of pacs")
+        bench.receive(thick, "a1")
+        bench.look()
+        assert bench.ended == []
+        bench.receive(thin, "a2")
+        bench.look()
+        assert sorted(bench.ended) == [SeriesState.DECIDED, SeriesState.IGNORED]
+        bench.receive(a_series(study, spacing_mm=2.0), "a3")
+        bench.docket.expect_series(study, "AI", 3, "C-FIND of pacs")
+        bench.look()
+        assert bench.ended[2:] == [SeriesState.IGNORED]
+
+
+def test_a_series_by_itself_is_told_of_too(tmp_path: Path) -> None:
+    """One that has a job, and one that nobody wants."""
+    with a_bench(tmp_path, short_form=["lung_ct"]) as bench:
+        bench.receive(a_series(generate_uid()), "a1")
+        bench.settle()
+        assert bench.ended == [SeriesState.DECIDED]
+        bench.receive(a_series(generate_uid(), modality="MR"), "a2")
+        bench.settle()
+        assert bench.ended == [SeriesState.DECIDED, SeriesState.IGNORED]
 
 
 def test_a_series_that_comes_late_and_is_thicker_changes_nothing(tmp_path: Path) -> None:

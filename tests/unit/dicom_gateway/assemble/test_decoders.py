@@ -21,6 +21,7 @@ from dicom_gateway.assemble.headers import read_header
 from dicom_gateway.assemble.pixels import PixelTask, plan_pixels
 from dicom_gateway.errors import BrokenPixelData, Retryable, UnusableSeries
 from tests.support.dicom import a_ct_series, a_pattern, write_series
+from tests.support.patience import until
 
 SIZE = 16
 
@@ -62,6 +63,16 @@ def test_frames_land_at_their_offsets(tmp_path: Path, arena: Arena) -> None:
     arena.allocate(1)
     with DecoderPool(2) as pool:
         assert_decodes(pool, arena, tmp_path)
+
+
+def test_how_many_decoders_live_is_known(tmp_path: Path, arena: Arena) -> None:
+    """One that was killed is missing until it is needed."""
+    with DecoderPool(1) as pool:
+        assert pool.alive == 1
+        os.kill(pool.process_ids[0], signal.SIGKILL)
+        until(lambda: pool.alive == 0)
+        assert_decodes(pool, arena, tmp_path)
+        assert pool.alive == 1
 
 
 def test_a_hanging_decoder_is_stopped_and_replaced(tmp_path: Path, arena: Arena) -> None:

@@ -44,6 +44,7 @@ def test_a_large_study_waits_for_its_neighbours_and_is_not_overtaken() -> None:
         until(lambda: large.reasons)
         small.start()
         until(lambda: small.reasons)
+        assert (gate.limit_bytes, gate.inside_bytes, gate.waiting) == (10 * GIB, 6 * GIB, 2)
         urgent.start()
         until(lambda: inside == [6 * GIB, 3 * GIB])
         running.leave.set()
@@ -56,6 +57,7 @@ def test_a_large_study_waits_for_its_neighbours_and_is_not_overtaken() -> None:
             one.leave.set()
             one.join()
     assert inside[-1] == 2 * GIB
+    assert (gate.inside_bytes, gate.waiting) == (0, 0)
 
 
 def test_room_is_left_for_a_study_that_can_t_wait() -> None:

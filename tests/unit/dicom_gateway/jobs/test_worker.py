@@ -54,6 +54,46 @@ def test_a_job_enqueued_later_is_run_and_its_stages_are_told(
     assert stages["encoded"] is not None
 
 
+def test_stages_and_ends_of_jobs_are_told(
+    queue: JobQueue, engine: sa.Engine, tmp_path: Path
+) -> None:
+    """With the pipeline, and the code where it failed; a stage that failed isn't told."""
+    ended: list[tuple[str, str, str | None]] = []
+    measured: list[tuple[str, str]] = []
+
+    def process(run: JobRun) -> list[Result]:
+        with run.stage("assembled"):
+            pass
+        with run.stage("encoded"):
+            if len(ended) == 1:
+                msg = "broken"
+                raise BrokenPixelData(msg)
+        return [a_result(tmp_path, run.job)]
+
+    worker = Worker(
+        queue,
+        process,
+        ended=lambda job, failure: ended.append((job.job_id, job.pipeline, failure)),
+        measured=lambda pipeline, stage, _duration_s: measured.append((pipeline, stage)),
+    )
+    first = a_job(queue, engine, tmp_path)
+    second = a_job(queue, engine, tmp_path)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        until(lambda: len(ended) == 2)
+    finally:
+        worker.stop()
+        thread.join()
+
+    assert ended == [
+        (first.job_id, "lung_ct", None),
+        (second.job_id, "lung_ct", "broken_pixel_data"),
+    ]
+    assert [stage for _, stage in measured] == ["assembled", "encoded", "assembled"]
+    assert {pipeline for pipeline, _ in measured} == {"lung_ct"}
+
+
 def test_a_permanent_error_fails_the_job_with_its_code(
     queue: JobQueue, engine: sa.Engine, tmp_path: Path
 ):

@@ -86,7 +86,9 @@ def test_a_place_is_free_again_once_its_guest_has_left() -> None:
     assert ask(guests, "a1") is None
     assert ask(guests, "a2") == LOCAL_LIMIT_EXCEEDED
     assert not guests.leave("a2")
+    assert guests.count == 1
     assert guests.leave("a1")
+    assert guests.count == 0
     assert not guests.leave("a1")
     assert ask(guests, "a3") is None
 
