@@ -175,7 +175,6 @@ class Gateway:
             read_header=read,
             ended=meter.series_ended,
         )
-
         self._start_workers(queue, process, partial(_wake, [*outboxes, caretaker]), hearing)
         self._run_in_thread("caretaker", caretaker.run, caretaker.stop)
         if not settings.store.retention.is_off:

@@ -10,8 +10,9 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import SegmentationStorage
 
+from tests.support.databases import Postgresql
 from tests.support.dicom import CANARY, a_ct_series, as_file_bytes, write_series
-from tests.support.dicomweb import ask, multipart, web_port
+from tests.support.dicomweb import a_web_gateway, ask, multipart, web_port
 from tests.support.metrics import Scrape, label_values, scraped, value
 from tests.support.patience import until
 from tests.support.peers import storescp
@@ -165,3 +166,34 @@ def test_what_several_receiving_processes_do_is_counted_by_one(
     assert value(found, "tritome_instances_refused_total", **too_large) == 1
     assert value(found, "tritome_receiving_processes_alive") == 2
     assert value(found, "tritome_arrival_to_delivered_seconds_count", pipeline="lung_ct") == 1
+
+
+def test_while_the_index_is_away_the_rest_is_answered(tmp_path: Path) -> None:
+    """One number says so; nothing that isn't known is said to be zero; then it is back."""
+    study = write_series(tmp_path / "study", a_ct_series(frames=3))
+    with (
+        Postgresql() as index,
+        a_web_gateway(
+            tmp_path / "gateway",
+            store={"folder": "data", "min-free-bytes": 0, "database-url": index.url},
+        ) as (gateway, _url),
+    ):
+        assert gateway.send(study).exit_code == 0
+        until(lambda: value(_scrape(gateway), "tritome_series_receiving") == 1)
+        index.kill()
+        until(lambda: value(_scrape(gateway), "tritome_index_up") == 0)
+        gateway.send(write_series(tmp_path / "another", a_ct_series(frames=1)))
+        away = _scrape(gateway)
+        index.start()
+        until(lambda: value(_scrape(gateway), "tritome_series_receiving") == 1)
+        back = _scrape(gateway)
+
+    by = {"called_ae_title": "LUNG", "transport": "cstore"}
+    assert value(away, "tritome_instances_acknowledged_total", **by) == 3
+    refused = {"transport": "cstore", "code": "database_unavailable"}
+    assert value(away, "tritome_instances_refused_total", **refused) == 1
+    assert value(away, "tritome_store_free_bytes")
+    assert value(away, "tritome_triton_up") == 0
+    assert value(away, "tritome_series_receiving") is None
+    assert not [name for name, _ in away if name in ("tritome_jobs", "tritome_deliveries")]
+    assert value(back, "tritome_index_up") == 1
