@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class FromChildren:
     Attributes:
         kept: Told path, called AE title and bytes of each object that a child has kept.
         delivered: Told job, destination and failure (None where it arrived) of each delivery that
-            ended with a report to a child.
+            ended with a report to a child; may wait for the database.
     """
 
     kept: Callable[[Path, str, int], None] = lambda *_kept: None
@@ -105,7 +106,7 @@ class Processes:
         self._refused = refused
         self._stopping = threading.Event()
         # Noting an end waits for the database; nobody who wants to come in waits for that.
-        self._ended: queue.SimpleQueue[tuple[str, bool] | None] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ender = threading.Thread(target=self._note_ends, name="receive-ends", daemon=True)
         self._ender.start()
         self._children = [
@@ -162,13 +163,15 @@ class Processes:
             self._refused(message["code"])
             return
         if message["kind"] == "delivered":
-            hears.delivered(message["job_id"], message["destination"], message["failure"])
+            told = message["job_id"], message["destination"], message["failure"]
+            self._ended.put(partial(hears.delivered, *told))
             return
         association_id = message["id"]
         if message["kind"] == "ended":
             child.serving.discard(association_id)
             if self._desk.left(association_id):
-                self._ended.put((association_id, message["in_order"]))
+                in_order = message["in_order"]
+                self._ended.put(partial(self._desk.tell_end, association_id, in_order=in_order))
             return
         rejection = self._desk.admit(
             association_id,
@@ -183,11 +186,14 @@ class Processes:
     def _on_lost(self, association_ids: Sequence[str]) -> None:
         for association_id in association_ids:
             if self._desk.left(association_id):
-                self._ended.put((association_id, False))
+                self._ended.put(partial(self._desk.tell_end, association_id, in_order=False))
 
     def _note_ends(self) -> None:
-        while (told := self._ended.get()) is not None:
-            self._desk.tell_end(told[0], in_order=told[1])
+        while (note := self._ended.get()) is not None:
+            try:
+                note()
+            except Exception:  # noqa: BLE001 - outermost edge: the next ends are noted all the same
+                _log.exception("an end could not be noted")
 
 
 class _Kept:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from pathlib import Path
 
 from dicom_gateway.config import GatewaySettings, load_settings
 from dicom_gateway.receive import Receiver
+from dicom_gateway.receive.processes import Child, FromChildren
 from dicom_gateway.receiving import receiving_child
 from dicom_gateway.records import Arrival, Instance
+from tests.support.patience import until
 from tests.support.peers import echoscu
 
 SOURCES = 3000
@@ -85,4 +89,62 @@ def test_a_receiving_process_is_told_all_of_a_long_gateway_yaml(tmp_path: Path) 
         answer = echoscu("127.0.0.1", receiver.port, f"CT{SOURCES - 1}", "LUNG")
         assert answer.exit_code == 0, answer.output
     finally:
+        receiver.stop()
+
+
+A_CHILD_THAT_TELLS_AND_ASKS = """
+import json, socket, sys
+line = socket.socket(fileno=int(sys.argv[1]))
+sys.stdin.read()
+who = {"called": "LUNG", "calling": "CT1", "host_ip": "127.0.0.1", "certificate": None}
+for message in (
+    {"kind": "ready"},
+    {"kind": "delivered", "job_id": "1", "destination": "pacs", "failure": None},
+    {"kind": "ask", "id": sys.argv[1], **who},
+):
+    line.send(json.dumps(message).encode())
+answer = json.loads(line.recv(65536))
+line.send(json.dumps({"kind": "refused", "code": answer["kind"]}).encode())
+line.recv(1)
+"""
+
+
+def test_nobody_who_wants_to_come_in_waits_for_what_is_told(tmp_path: Path) -> None:
+    """Whoever hears of a delivery may wait for the database."""
+    settings = GatewaySettings.model_validate(
+        {
+            "store": {"folder": str(tmp_path)},
+            "dicom": {
+                "scp": {
+                    "host": "127.0.0.1",
+                    "port": 0,
+                    "processes": 2,
+                    "ae-titles": [{"ae-title": "LUNG", "pipelines": ["lung_ct"]}],
+                    "sources": [{"ae-title": "CT1"}],
+                }
+            },
+        }
+    )
+    database_is_back, heard, answered = threading.Event(), list[str](), list[str]()
+
+    def delivered(job_id: str, _destination: str, _failure: str | None) -> None:
+        database_is_back.wait(60)
+        heard.append(job_id)
+
+    receiver = Receiver(
+        settings.dicom.scp,
+        _never_here,
+        lambda *_how: None,
+        child=Child((sys.executable, "-c", A_CHILD_THAT_TELLS_AND_ASKS), ""),
+        from_children=FromChildren(delivered=delivered),
+        refused=answered.append,
+    )
+    receiver.start()
+    try:
+        until(lambda: answered == ["admission", "admission"])
+        assert heard == []
+        database_is_back.set()
+        until(lambda: heard == ["1", "1"])
+    finally:
+        database_is_back.set()
         receiver.stop()
