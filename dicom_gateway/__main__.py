@@ -2,7 +2,7 @@
 
 import sys
 
-from dicom_gateway.app import main
+from dicom_gateway.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -73,7 +73,7 @@ def run_triton(
 def run_gateway(config: Path) -> None:
     """Runs the gateway in this process until Ctrl-C or SIGTERM."""
     end_with_supervisor()  # before the imports that take seconds
-    from dicom_gateway.app import run  # noqa: PLC0415
+    from dicom_gateway.program import run  # noqa: PLC0415
 
     status = run(load_settings(config))
     if status:

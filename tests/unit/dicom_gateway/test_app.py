@@ -191,7 +191,7 @@ def test_a_pipeline_of_another_age_fails_its_jobs_with_one_sentence(pacs: Stores
 def test_two_gateways_never_share_a_folder(triton: SmallTriton, tmp_path: Path):
     """The second says so and ends; the first goes on."""
     with a_gateway(tmp_path / "gateway", triton=triton.url) as first:
-        second = _run_beside(first, "from dicom_gateway.app import main")
+        second = _run_beside(first, "from dicom_gateway.program import main")
         assert second.returncode == 2
         assert "another gateway already runs" in second.stderr
         assert "Traceback" not in second.stderr
@@ -204,7 +204,7 @@ def test_a_store_whose_disk_is_not_mounted_is_not_begun_anew(triton: SmallTriton
         gateway.stop()
         (gateway.folder / "data" / "instances").rename(tmp_path / "unmounted")
 
-        again = _run_beside(gateway, "from dicom_gateway.app import main")
+        again = _run_beside(gateway, "from dicom_gateway.program import main")
 
         assert again.returncode == 2
         assert "is the disk of store.folder mounted" in again.stderr
@@ -241,7 +241,7 @@ def test_a_gateway_whose_thread_dies_ends(triton: SmallTriton, tmp_path: Path):
         died = _run_beside(
             gateway,
             "import dicom_gateway.judge as judge; judge.Judge.run = lambda self: 1 / 0; "
-            "from dicom_gateway.app import main",
+            "from dicom_gateway.program import main",
         )
         assert died.returncode == 1
         assert "thread_died" in died.stderr
