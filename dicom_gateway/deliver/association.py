@@ -102,11 +102,10 @@ class Caller:
                     *handlers,
                 ],
             )
-        except (OSError, UnicodeError) as error:  # of looking its name up
-            reason = getattr(error, "strerror", None) or "no host name"
+        except OSError as error:  # of looking its name up
             msg = (
-                f"{self._destination}: {place.host_ip} can't be called ({reason}); check host-ip "
-                "in gateway.yaml and this machine's name service. It is tried again"
+                f"{self._destination}: {place.host_ip} can't be called ({error.strerror}); check "
+                "host-ip in gateway.yaml and this machine's name service. It is tried again"
             )
             raise DestinationUnreachable(msg) from error
         if association.is_established or association.rejected_contexts:

@@ -199,9 +199,11 @@ class DimsePacs:
                     (evt.EVT_PDU_RECV, _note_rejection, [rejections]),
                 ],
             )
-        except (OSError, UnicodeError) as error:  # of looking its name up
-            reason = getattr(error, "strerror", None) or "no host name"
-            msg = f"'{self._name}': {self._peer.host_ip} can't be called ({reason}); check host-ip"
+        except OSError as error:  # of looking its name up
+            msg = (
+                f"'{self._name}': {self._peer.host_ip} can't be called ({error.strerror}); check "
+                "host-ip"
+            )
             raise PeerUnavailable(msg) from error
         if not self._association.is_established:
             raise self._no_association(rejections)

@@ -229,10 +229,9 @@ def test_nobody_listening_is_retryable(file: Path):
         send(file, place, "TRITOME")
 
 
-@pytest.mark.parametrize("name", ["pacs.invalid", f"{'x' * 64}.invalid"])
-def test_a_name_that_nobody_knows_is_retryable(file: Path, name: str):
+def test_a_name_that_nobody_knows_is_retryable(file: Path):
     """A container that is being restarted has none for a while; a misspelt one is said."""
-    place = Destination(name="pacs", host_ip=name, port=104, ae_title="PACS")
+    place = Destination(name="pacs", host_ip="pacs.invalid", port=104, ae_title="PACS")
 
     with pytest.raises(DestinationUnreachable, match="check host-ip"):
         send(file, place, "TRITOME")
