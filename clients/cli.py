@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -324,6 +325,9 @@ def infer(
 def main() -> None:
     """Runs the command line; every error we have a name for is one red sentence."""
     chosen = Options()
+    # Bundles are older than the MONAI that reads them; it says so for each of their transforms,
+    # to people who can't change either.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
     try:
         app(obj=chosen)
     except (ClientError, GatewayError, BuilderError) as error:
