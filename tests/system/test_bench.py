@@ -45,8 +45,9 @@ ROWS = {
         for receiver in ("tritome", "several", "Orthanc", "dcmtk storescp (no sync)")
     ],
     "handover": [
-        f"handover, {CHEST}: {syntax}, {what}"
+        f"handover, {CHEST}: {syntax}{pace}, {what}"
         for syntax in ("uncompressed", "RLE", "JPEG-LS", "JPEG 2000")
+        for pace in ("", ", 20 a second")
         for what in ("decoding alone", "tritome's last arrival to request")
     ],
     "seg": [
