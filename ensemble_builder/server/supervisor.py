@@ -296,16 +296,16 @@ class TritonServer:
                             dead[child.pid] = self._stubs[child.pid]
                     elif serves := model_of_stub(child.cmdline(), self._repository):
                         found[child.pid] = serves
-        model = next(iter(dead.values()), None)
-        # Each is told once; loading a model again replaces all of its instances, so also one
-        # that lives now and is dead at the next look is none of its any more.
-        self._stubs = {pid: other for pid, other in (found | dead).items() if other != model}
-        return model
+        self._stubs = found | dead
+        return next(iter(dead.values()), None)
 
     def _reload(self, model: str) -> None:
         heart = self._heart
         assert heart is not None
         _log.warning("the stub of %s died; the model is loaded again", model)
+        # Whoever noticed it, a look or a heartbeat: all of its instances are replaced. So none of
+        # those stubs is its any more, also one that lives now and is dead at the next look.
+        self._stubs = {pid: other for pid, other in self._stubs.items() if other != model}
         try:
             heart.reload(model)
             self.reloads += 1

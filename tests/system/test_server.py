@@ -188,6 +188,18 @@ def test_a_killed_stub_is_replaced_without_a_hand(server: TritonServer, bundle: 
     assert server.pid == pid
 
 
+def test_a_death_that_a_heartbeat_has_told_is_not_told_again(
+    repository: Path, tmp_path: Path
+) -> None:
+    """A second load would take the model away from whoever uses it by then."""
+    with TritonServer(repository, log=tmp_path / "triton.log", watch=False) as server:
+        assert server._model_of_a_dead_stub() is None
+        stub_of(server.pid, "small_preprocess").kill()
+        server._check()
+        assert server.reloads == 1
+        assert server._model_of_a_dead_stub() is None
+
+
 def test_a_killed_server_is_started_again(server: TritonServer) -> None:
     """On the same ports, and without its shared memory left behind."""
     before, pid = server.restarts, server.pid
