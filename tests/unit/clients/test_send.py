@@ -241,9 +241,11 @@ def test_a_peer_that_goes_while_a_file_is_read_ends_the_sending(
 ) -> None:
     """A slow disk, a peer that aborts meanwhile: nothing waits for it any more."""
     read = dsutils.split_dataset
+    before = set(threading.enumerate())
 
     def read_slowly(path: Path) -> Any:
-        peers = [one for one in threading.enumerate() if isinstance(one, Association)]
+        new = set(threading.enumerate()) - before
+        peers = [one for one in new if isinstance(one, Association)]
         for one in peers:
             if one.is_acceptor and one.is_established:
                 one.abort()
