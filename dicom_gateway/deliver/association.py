@@ -22,6 +22,7 @@ from pynetdicom.presentation import PresentationContext
 
 from dicom_gateway.config_delivery import Destination, DimsePlace
 from dicom_gateway.errors import ConfigurationError, DestinationUnreachable
+from dicom_gateway.pausing import pause_for_certain
 from dicom_gateway.tls import client_context, peer_certificate
 
 # pydicom's validation answers with warnings that quote the value: never a patient's name.
@@ -159,6 +160,7 @@ class Caller:
         return TellingSocket
 
     def _on_connected(self, event: evt.Event, notes: list[DestinationUnreachable]) -> None:
+        pause_for_certain(event.assoc)
         connection = event.assoc.dul.socket
         if connection is None or connection.socket is None:
             return

@@ -24,6 +24,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from dicom_gateway.config_web import DimsePeer, PacsPeer
 from dicom_gateway.errors import PeerRefused, PeerUnavailable
+from dicom_gateway.pausing import pause_for_certain
 from dicom_gateway.receive.retrieve import SERIES_KEYS, Progress, RemoteSeries, Retrieved
 from dicom_gateway.tls import client_context
 
@@ -195,7 +196,7 @@ class DimsePacs:
                 ae_title=self._peer.ae_title,
                 tls_args=(context, self._peer.host_ip) if context else None,
                 evt_handlers=[
-                    (evt.EVT_CONN_OPEN, _without_delay),
+                    (evt.EVT_CONN_OPEN, _on_connected),
                     (evt.EVT_PDU_RECV, _note_rejection, [rejections]),
                 ],
             )
@@ -264,10 +265,11 @@ def _number(ds: Dataset, keyword: str, otherwise: int) -> int:
         return otherwise
 
 
-def _without_delay(event: evt.Event) -> None:
-    """Small PDUs go out at once; otherwise each waits for the peer's delayed acknowledgement."""
+def _on_connected(event: evt.Event) -> None:
+    pause_for_certain(event.assoc)
     connection = event.assoc.dul.socket
     if connection is not None and connection.socket is not None:
+        # Small PDUs go out at once; otherwise each waits for the peer's delayed acknowledgement.
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
