@@ -244,6 +244,8 @@ def _send_batch(
 def _associate(peer: Peer, contexts: list[Any], timeout_s: float) -> Any:
     from pynetdicom import AE, evt  # noqa: PLC0415
 
+    from dicom_gateway.calling import on_connected  # noqa: PLC0415
+
     ae = AE(ae_title=peer.calling_ae_title)
     ae.connection_timeout = timeout_s
     ae.acse_timeout = timeout_s
@@ -257,7 +259,7 @@ def _associate(peer: Peer, contexts: list[Any], timeout_s: float) -> Any:
         ae_title=peer.called_ae_title,
         tls_args=None if peer.tls is None else (peer.tls.context(), peer.host),
         evt_handlers=[
-            (evt.EVT_CONN_OPEN, _without_delay),
+            (evt.EVT_CONN_OPEN, on_connected),
             (evt.EVT_PDU_RECV, _note_rejection, [rejections]),
         ],
     )
@@ -282,13 +284,6 @@ def _associate(peer: Peer, contexts: list[Any], timeout_s: float) -> Any:
             "let this port through?"
         )
     raise NotAccepted(msg)
-
-
-def _without_delay(event: Any) -> None:
-    """Small PDUs go out at once; otherwise each waits for the peer's delayed acknowledgement."""
-    connection = event.assoc.dul.socket
-    if connection is not None and connection.socket is not None:
-        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _note_rejection(event: Any, rejections: list[Any]) -> None:

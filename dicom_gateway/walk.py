@@ -37,7 +37,8 @@ ITEMS_LIMIT = 500_000
 """Ten thousand frames of an enhanced object have some 140,000 between them; pydicom makes an
 object of a kilobyte of each, whether anybody asks for it or not."""
 _ITEM = 0xFFFEE000
-_ITEM_LITTLE_ENDIAN, _ITEM_BIG_ENDIAN = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"
+ITEM_BEGINNINGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+"""(FFFE,E000) in either byte order."""
 _CHUNK_BYTES = 4 << 20
 _ITEM_END = 0xFFFEE00D
 _SEQUENCE_END = 0xFFFEE0DD
@@ -98,7 +99,7 @@ def count_items(file: BinaryIO, limit_bytes: int) -> int:
     count, left_bytes, end = 0, limit_bytes, b""
     while left_bytes > 0 and (chunk := file.read(min(_CHUNK_BYTES, left_bytes))):
         found = end + chunk
-        count += found.count(_ITEM_LITTLE_ENDIAN) + found.count(_ITEM_BIG_ENDIAN)
+        count += sum(map(found.count, ITEM_BEGINNINGS))
         end, left_bytes = chunk[-3:], left_bytes - len(chunk)
     return count
 

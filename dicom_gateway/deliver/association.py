@@ -20,9 +20,9 @@ from pynetdicom.association import Association
 from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.presentation import PresentationContext
 
+from dicom_gateway.calling import on_connected
 from dicom_gateway.config_delivery import Destination, DimsePlace
 from dicom_gateway.errors import ConfigurationError, DestinationUnreachable
-from dicom_gateway.pausing import pause_for_certain
 from dicom_gateway.tls import client_context, peer_certificate
 
 # pydicom's validation answers with warnings that quote the value: never a patient's name.
@@ -160,12 +160,10 @@ class Caller:
         return TellingSocket
 
     def _on_connected(self, event: evt.Event, notes: list[DestinationUnreachable]) -> None:
-        pause_for_certain(event.assoc)
+        on_connected(event)
         connection = event.assoc.dul.socket
         if connection is None or connection.socket is None:
             return
-        # Small PDUs go out at once; otherwise each waits for the peer's delayed acknowledgement.
-        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Without it a peer that stops reading holds this thread for good, also an abort of ours.
         connection.socket.settimeout(_STALL_TIMEOUT_S)
         tls = self._destination.tls

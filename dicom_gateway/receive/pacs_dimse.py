@@ -8,7 +8,6 @@ Source: PS3.4 C.4.1 (C-FIND), C.4.2 (C-MOVE and its statuses).
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +21,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelMove,
 )
 
+from dicom_gateway.calling import on_connected
 from dicom_gateway.config_web import DimsePeer, PacsPeer
 from dicom_gateway.errors import PeerRefused, PeerUnavailable
-from dicom_gateway.pausing import pause_for_certain
 from dicom_gateway.receive.retrieve import SERIES_KEYS, Progress, RemoteSeries, Retrieved
 from dicom_gateway.tls import client_context
 
@@ -196,7 +195,7 @@ class DimsePacs:
                 ae_title=self._peer.ae_title,
                 tls_args=(context, self._peer.host_ip) if context else None,
                 evt_handlers=[
-                    (evt.EVT_CONN_OPEN, _on_connected),
+                    (evt.EVT_CONN_OPEN, on_connected),
                     (evt.EVT_PDU_RECV, _note_rejection, [rejections]),
                 ],
             )
@@ -263,14 +262,6 @@ def _number(ds: Dataset, keyword: str, otherwise: int) -> int:
         return int(str(ds.get(keyword)))
     except ValueError:
         return otherwise
-
-
-def _on_connected(event: evt.Event) -> None:
-    pause_for_certain(event.assoc)
-    connection = event.assoc.dul.socket
-    if connection is not None and connection.socket is not None:
-        # Small PDUs go out at once; otherwise each waits for the peer's delayed acknowledgement.
-        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _note_rejection(event: evt.Event, rejections: list[Any]) -> None:

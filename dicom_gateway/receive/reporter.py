@@ -13,8 +13,9 @@ import ssl
 import threading
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, build_role
+from pynetdicom import AE, build_role, evt
 
+from dicom_gateway.calling import on_connected
 from dicom_gateway.config import ScpSettings, Source
 from dicom_gateway.errors import ConfigurationError, DatabaseUnavailable
 from dicom_gateway.observe.logging import get_logger
@@ -142,6 +143,7 @@ class Reporter:
             ae_title=source.ae_title,
             ext_neg=[build_role(STORAGE_COMMITMENT, scu_role=False, scp_role=True)],
             tls_args=tls,
+            evt_handlers=[(evt.EVT_CONN_OPEN, on_connected)],
         )
         if not association.is_established:
             return _NO_ASSOCIATION

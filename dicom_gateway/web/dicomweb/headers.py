@@ -20,6 +20,8 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
 
+from dicom_gateway.walk import ITEM_BEGINNINGS
+
 # pydicom's validation answers with warnings that quote the value: never a patient's name.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
@@ -45,7 +47,6 @@ _ITEMS_LIMIT = 200_000
 """An enhanced object with 5000 frames has about 50,000; each takes a kilobyte here."""
 UNDEFINED_LENGTH = 0xFFFFFFFF
 """Of encapsulated pixel data."""
-_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 
 
@@ -121,7 +122,7 @@ class _Limited:
             self._left_bytes + 1 if size < 0 else min(size, self._left_bytes + 1)
         )
         self._left_bytes -= len(data)
-        self._left_items -= sum(map(data.count, _ITEMS))
+        self._left_items -= sum(map(data.count, ITEM_BEGINNINGS))
         if self._left_bytes < 0 or self._left_items < 0:
             msg = f"its header is too long, or has more than {_ITEMS_LIMIT} sequence items"
             raise HeaderUnreadable(msg)

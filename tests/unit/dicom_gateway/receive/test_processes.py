@@ -58,29 +58,26 @@ def test_a_receiving_process_knows_what_the_gateway_knows(tmp_path: Path) -> Non
     assert GatewaySettings.model_validate_json(child.greeting) == settings
 
 
+def two_processes(folder: Path, sources: list[dict[str, str]]) -> GatewaySettings:
+    """A gateway with two receiving processes, for these."""
+    scp = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "processes": 2,
+        "ae-titles": [{"ae-title": "LUNG", "pipelines": ["lung_ct"]}],
+        "sources": sources,
+    }
+    return GatewaySettings.model_validate({"store": {"folder": str(folder)}, "dicom": {"scp": scp}})
+
+
 def _never_here(_arrival: Arrival) -> Instance:
     raise AssertionError("the children keep")
 
 
 def test_a_receiving_process_is_told_all_of_a_long_gateway_yaml(tmp_path: Path) -> None:
     """A site with many sources or rules is served as one with few."""
-    settings = GatewaySettings.model_validate(
-        {
-            "store": {"folder": str(tmp_path)},
-            "dicom": {
-                "scp": {
-                    "host": "127.0.0.1",
-                    "port": 0,
-                    "processes": 2,
-                    "ae-titles": [{"ae-title": "LUNG", "pipelines": ["lung_ct"]}],
-                    "sources": [
-                        {"ae-title": f"CT{number}", "host-ip": "127.0.0.1"}
-                        for number in range(SOURCES)
-                    ],
-                }
-            },
-        }
-    )
+    sources = [{"ae-title": f"CT{n}", "host-ip": "127.0.0.1"} for n in range(SOURCES)]
+    settings = two_processes(tmp_path, sources)
     child = receiving_child(settings)
     assert len(child.greeting) > ONE_MESSAGE_BYTES
     receiver = Receiver(settings.dicom.scp, _never_here, lambda *_how: None, child=child)
@@ -111,20 +108,7 @@ line.recv(1)
 
 def test_nobody_who_wants_to_come_in_waits_for_what_is_told(tmp_path: Path) -> None:
     """Whoever hears of a delivery may wait for the database."""
-    settings = GatewaySettings.model_validate(
-        {
-            "store": {"folder": str(tmp_path)},
-            "dicom": {
-                "scp": {
-                    "host": "127.0.0.1",
-                    "port": 0,
-                    "processes": 2,
-                    "ae-titles": [{"ae-title": "LUNG", "pipelines": ["lung_ct"]}],
-                    "sources": [{"ae-title": "CT1"}],
-                }
-            },
-        }
-    )
+    settings = two_processes(tmp_path, [{"ae-title": "CT1"}])
     database_is_back, heard, answered = threading.Event(), list[str](), list[str]()
 
     def delivered(job_id: str, _destination: str, _failure: str | None) -> None:

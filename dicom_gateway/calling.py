@@ -1,21 +1,26 @@
-"""Ground: pynetdicom's own loop beside an association of ours, paused for certain.
+"""Ground: what every association needs that we begin, in whichever room.
 
-In: an association that has just been connected. Out: the same. While a request of ours waits for
-its answer, pynetdicom pauses the loop that takes messages off the queue, so that it can't take
-the answer. It may see the loop as paused that has just gone on: then the answer is lost, and who
-asked waits until its time is over. On a busy machine beside a quick peer that does happen.
+In: an association whose connection has just been opened. Out: the same. Small PDUs go out at
+once; otherwise each waits for the peer's delayed acknowledgement. And pynetdicom's own loop is
+paused for certain: while a request of ours waits for its answer, pynetdicom pauses the loop that
+takes messages off the queue, so that it can't take the answer. It may see the loop as paused that
+has just gone on: then the answer is lost, and who asked waits until its time is over. On a busy
+machine beside a quick peer that does happen.
 """
 
 from __future__ import annotations
 
+import socket
 import threading
+from typing import Any
 
-from pynetdicom.association import Association
 
-
-def pause_for_certain(association: Association) -> None:
-    """To be called when the connection is open, before the loop runs (EVT_CONN_OPEN)."""
-    association._reactor_checkpoint = Checkpoint(association)
+def on_connected(event: Any) -> None:
+    """Handler of pynetdicom's EVT_CONN_OPEN, which comes before the loop runs."""
+    event.assoc._reactor_checkpoint = Checkpoint(event.assoc)
+    connection = event.assoc.dul.socket
+    if connection is not None and connection.socket is not None:
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class Checkpoint(threading.Event):
@@ -24,7 +29,7 @@ class Checkpoint(threading.Event):
     Who clears it then knows: either the loop has gone on, and says so, or it will wait here.
     """
 
-    def __init__(self, association: Association) -> None:
+    def __init__(self, association: Any) -> None:
         super().__init__()
         self._association = association
         self._changed = threading.Condition()

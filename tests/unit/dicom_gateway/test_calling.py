@@ -6,7 +6,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from dicom_gateway.pausing import Checkpoint
+from dicom_gateway.calling import Checkpoint
 
 
 def test_who_goes_on_counts_as_going_before_anybody_can_pause_it() -> None:
